@@ -1,0 +1,40 @@
+# make setup | run | test | check | check-all | bench | clean
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL ?= llama-3.1-70b
+EXAMPLE ?= machine:a100-pcie-pairs-8
+
+.PHONY: setup run test check check-all bench clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "wirelore needs Python 3.10 or newer: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# The main job: this machine's plan; without a GPU it says so and plans on a shipped example machine.
+run: setup
+	@$(BIN)/wirelore plan $(MODEL) || { code=$$?; [ $$code -eq 4 ] || exit $$code; \
+	  echo; echo "No GPU here, so the example machine $(EXAMPLE) instead:"; echo; \
+	  $(BIN)/wirelore plan $(MODEL) --from $(EXAMPLE); }
+
+test: setup
+	$(BIN)/pytest -q -n 2 --dist loadfile
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The long ones: everything above, the recorded machines, and the timings.
+check-all: check test bench
+
+bench: setup
+	$(BIN)/python benchmarks/corpus.py --index ../shared/topologies/index.jsonl
+	$(BIN)/python benchmarks/speed.py
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,67 @@
+"""The only place where quantities become text, and text becomes quantities."""
+
+from __future__ import annotations
+
+import re
+
+from probe.errors import UsageError
+
+GIB = 1 << 30
+
+_UNIT_BYTES = {
+    "": GIB, "b": 1,
+    "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "kib": 1 << 10, "mib": 1 << 20, "gib": GIB, "tib": 1 << 40, "k": 1 << 10, "m": 1 << 20, "g": GIB, "t": 1 << 40,
+}  # fmt: skip
+_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
+
+
+def parse_bytes(text: str) -> int:
+    """'24GiB' -> bytes. GB = 1e9, GiB = 2**30; a bare number is GiB, as vendors print it. Raises UsageError."""
+    match = _QUANTITY.fullmatch(text[:64])
+    factor = _UNIT_BYTES.get(match.group(2).lower()) if match else None
+    if match is None or factor is None:
+        raise UsageError(f"{text!r} is no amount of memory", cure="Write it like 24GiB, 80GB or 24.")
+    amount = int(float(match.group(1)) * factor)
+    if not 0 < amount < 1 << 50:
+        raise UsageError(f"{text!r} is no possible amount of GPU memory", cure="Write it like 24GiB, 80GB or 24.")
+    return amount
+
+
+def gib(size_bytes: float) -> str:
+    """85899345920 -> '80.0 GiB'."""
+    return f"{size_bytes / GIB:.1f} GiB"
+
+
+def gigabytes(size_bytes: float) -> str:
+    """141107412992 -> '141.1 GB' (1e9 bytes)."""
+    return f"{size_bytes / 1e9:.1f} GB"
+
+
+def gbps(bandwidth_gbps: float) -> str:
+    """Bandwidth in 1e9 bytes/s."""
+    return f"{bandwidth_gbps:.3g} GB/s"
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """(1, 'GPU') -> '1 GPU', (16384, 'GPU') -> '16,384 GPUs'."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def parameters(number: float) -> str:
+    """8.03e9 -> '8.03 B'."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if number >= size:
+            return f"{number / size:.3g} {letter}"
+    return f"{number:.0f}"
+
+
+def ranges(numbers: list[int] | tuple[int, ...]) -> str:
+    """(0, 1, 2, 5) -> '0-2,5': ascending runs folded, order kept."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][-1] + 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    return ",".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" if len(r) > 2 else f"{r[0]},{r[1]}" for r in runs)
