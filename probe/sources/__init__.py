@@ -1,0 +1,1 @@
+"""Sources: each turns something (a driver, a text, a name) into a Topology."""

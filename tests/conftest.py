@@ -1,0 +1,30 @@
+"""Fixtures that several rooms' tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fake_nvml import build_fake_nvml, compiler, fake_environment
+from fake_nvml.machines import Description
+
+FakeMachine = Callable[..., dict[str, str]]
+
+
+@pytest.fixture(scope="session")
+def fake_nvml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a fake libnvidia-ml.so.1, for LD_LIBRARY_PATH."""
+    if compiler() is None:
+        pytest.skip("no C compiler here: NOTHING of NVML is tested over its real bindings")
+    return build_fake_nvml(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture
+def fake_machine(fake_nvml: Path, tmp_path: Path) -> FakeMachine:
+    """Writes a description and gives the environment in which it is this machine."""
+
+    def environment(description: Description, **more: str) -> dict[str, str]:
+        return fake_environment(fake_nvml, description.write(tmp_path / "machine.nvml"), **more)
+
+    return environment
