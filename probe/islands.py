@@ -105,27 +105,35 @@ def islands(topology: Topology) -> tuple[Island, ...]:
 
     GPUs of one multi-node NVLink domain form one island over all their nodes. Lost, hidden and MIG GPUs stand alone.
     """
-    parts_of: dict[tuple[int, int], list[tuple[int, ...]]] = {}
-    local: list[list[GpuRef]] = []
-    domains: dict[tuple[str, int], list[list[GpuRef]]] = {}
+    parts_of: dict[tuple[int, int], list[tuple[tuple[int, ...], Path | None]]] = {}
+    found: list[Island] = []
+    domains: dict[tuple[str, int], list[Island]] = {}
     for position, node in enumerate(topology.nodes):
         joinable = _mask(i for i, g in enumerate(node.gpus) if g.is_usable and not g.mig_instances)
         key = (id(node.shape), joinable)
         if key not in parts_of:
             parts_of[key] = _shape_islands(node.shape, joinable)
-        for number, part in enumerate(parts_of[key]):
-            members = [GpuRef(position, i) for i in part]
+        for number, (part, slowest) in enumerate(parts_of[key]):
+            island = Island(tuple(GpuRef(position, i) for i in part), slowest)
             fabric = node.gpus[part[0]].fabric
             domain = fabric.domain if fabric else None
-            same = all((f := node.gpus[i].fabric) is not None and f.domain == domain for i in part)
+            same = domain and all((f := node.gpus[i].fabric) is not None and f.domain == domain for i in part)
             if domain and same and number == 0 and joinable >> part[0] & 1:
-                domains.setdefault(domain, []).append(members)
+                domains.setdefault(domain, []).append(island)
             else:
-                local.append(members)
-    groups = local + [[ref for members in parts for ref in members] for parts in domains.values()]
-    found = [Island(tuple(g), _island_bottleneck(topology, g)) for g in groups]
+                found.append(island)
+    found += [_joined(parts) for parts in domains.values()]
     found.sort(key=_island_rank)
     return tuple(found)
+
+
+def _joined(parts: list[Island]) -> Island:
+    """Islands of several nodes in one NVLink domain, as one."""
+    if len(parts) == 1:
+        return parts[0]
+    inside = [part.bottleneck for part in parts if part.bottleneck]
+    members = tuple(ref for part in parts for ref in part.members)
+    return Island(members, bottleneck([*inside, Path(PathKind.MNNVL)]))
 
 
 def partial_meshes(shape: NodeShape) -> list[tuple[int, ...]]:
@@ -190,18 +198,11 @@ def _shape_facts(shape: NodeShape) -> list[object]:
     ]
 
 
-def _shape_islands(shape: NodeShape, joinable: int) -> list[tuple[int, ...]]:
+def _shape_islands(shape: NodeShape, joinable: int) -> list[tuple[tuple[int, ...], Path | None]]:
+    """The islands inside a node, each with its slowest path."""
     neighbours = [mask & joinable if joinable >> i & 1 else 0 for i, mask in enumerate(_fast_neighbours(shape))]
-    return clique_partition(neighbours, (1 << len(shape.gpus)) - 1, lambda a, b: shape.path(a, b).links or 1)
-
-
-def _island_bottleneck(topology: Topology, members: list[GpuRef]) -> Path | None:
-    by_node: dict[int, list[GpuRef]] = {}
-    for m in members:
-        by_node.setdefault(m.node, []).append(m)
-    inside = (topology.path(a, b) for refs in by_node.values() for i, a in enumerate(refs) for b in refs[i + 1 :])
-    across = [Path(PathKind.MNNVL)] if len(by_node) > 1 else []
-    return bottleneck([*inside, *across])
+    parts = clique_partition(neighbours, (1 << len(shape.gpus)) - 1, lambda a, b: shape.path(a, b).links or 1)
+    return [(part, bottleneck(shape.path(a, b) for i, a in enumerate(part) for b in part[i + 1 :])) for part in parts]
 
 
 def _island_rank(island: Island) -> tuple[int, int, tuple[GpuRef, ...]]:

@@ -207,7 +207,7 @@ class Fabric:
 
     @property
     def domain(self) -> tuple[str, int] | None:
-        """(cluster UUID, clique id), both non-zero, of the multi-node NVLink domain that this GPU has joined, if any."""
+        """(cluster UUID, clique id), both non-zero, of the multi-node NVLink domain that this GPU joined, if any."""
         if self.is_ready and self.cluster_uuid is not None and self.clique_id:
             return (self.cluster_uuid, self.clique_id)
         return None
