@@ -1,0 +1,88 @@
+"""What forbids a split of a model: each broken law a sentence with its numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from configgen.weights import Cut, Part, Tensor
+
+if TYPE_CHECKING:
+    from configgen.model import ModelSpec
+
+
+def tensor_parallel_laws(model: ModelSpec, attention_tp: int, tp: int, ep: int) -> list[str]:
+    """The laws that a stage of tp GPUs breaks, its attention cut over attention_tp and its experts spread over ep.
+
+    They are the engines' own (vLLM 0.33, SGLang 0.5.23): heads, KV heads, MLP and expert widths divide; whole
+    quantisation groups and blocks on every rank. The vocabulary is padded and never forbids a split.
+    """
+    if tp % attention_tp:
+        return [f"TP{tp}: attention TP {attention_tp} does not divide {tp} GPUs"]
+    if tp % ep:
+        return [f"TP{tp}: EP {ep} does not divide {tp} GPUs"]
+    broken = [*_heads(model, attention_tp), *_experts(model, attention_tp, tp, ep)]
+    if model.intermediate_size is not None and model.intermediate_size % attention_tp:
+        broken.append(f"TP{attention_tp}: the MLP's {model.intermediate_size} channels do not divide by {attention_tp}")
+    for tensor in model.weights.distinct:
+        law = _blocks(tensor, attention_tp, tp, ep)
+        if law is not None and law not in broken:
+            broken.append(law)
+    return broken
+
+
+def _heads(model: ModelSpec, tp: int) -> list[str]:
+    broken = []
+    if model.attention_heads % tp:
+        broken.append(f"TP{tp}: {model.attention_heads} attention heads do not divide by {tp}")
+    counts = {model.kv_heads} | ({model.global_attention.kv_heads} if model.global_attention else set())
+    for kv_heads in sorted(counts - {model.attention_heads}) if model.mla is None else ():
+        if kv_heads % tp and tp % kv_heads:
+            broken.append(f"TP{tp}: {kv_heads} KV heads neither divide by {tp} nor into {tp} replicas")
+    linear = model.linear_attention
+    if linear is not None and linear.key_heads % tp:
+        broken.append(f"TP{tp}: {linear.key_heads} key heads of linear attention do not divide by {tp}")
+    return broken
+
+
+def _experts(model: ModelSpec, attention_tp: int, tp: int, ep: int) -> list[str]:
+    moe = model.moe
+    if moe is None:
+        return [f"EP{ep}: {model.name} has no experts"] if ep > 1 else []
+    broken = []
+    if moe.experts % ep:
+        broken.append(f"EP{ep}: {moe.experts} experts do not divide by {ep}")
+    cut = tp // ep
+    if moe.intermediate_size % cut:
+        broken.append(f"TP{cut}: an expert's {moe.intermediate_size} channels do not divide by {cut}")
+    shared = moe.shared_intermediate_size
+    if shared is not None and shared % attention_tp:
+        broken.append(f"TP{attention_tp}: the shared experts' {shared} channels do not divide by {attention_tp}")
+    return broken
+
+
+def _blocks(tensor: Tensor, attention_tp: int, tp: int, ep: int) -> str | None:
+    """A scale belongs to one rank: what a rank holds of a quantised weight is made of whole groups or blocks."""
+    quantization, routed = tensor.quantization, tensor.part is Part.ROUTED_EXPERTS
+    parts = tp // ep if routed else attention_tp
+    if quantization is None or quantization.pads or tensor.cut is Cut.NOWHERE or parts == 1:
+        return None
+    if tensor.cut is Cut.COLUMNS:
+        whole, units = tensor.columns, tensor.columns
+        size = quantization.block[1] if quantization.block else quantization.group_size
+    else:
+        whole, units = tensor.rows, tensor.rows // tensor.unit
+        size = quantization.block[0] if quantization.block else None
+    if size is None or (units % parts and units >= parts):
+        return None  # nothing to keep whole, or an uneven cut, which is a law of its own
+    rows, columns, _ = tensor.shard(attention_tp, tp, ep)
+    share = columns if tensor.cut is Cut.COLUMNS else rows
+    if share % size == 0:
+        return None
+    unit = "block" if quantization.block else "group"
+    method = quantization.method.upper() if quantization.method.isalnum() else quantization.method
+    broken = f"TP{parts}: {method} {unit} {size} does not divide"
+    if units < parts:
+        return f"{broken} a KV head's {share} channels, which a rank holds"
+    owner = "an expert's " if routed else ""
+    count = f" ({whole // size} {unit}s do not split in {parts})" if whole % size == 0 else ""
+    return f"{broken} {owner}{whole} / {parts} = {share}{count}"
