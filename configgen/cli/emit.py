@@ -1,0 +1,66 @@
+"""`wirelore emit`: a plan as launch commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from configgen.document import decode_plan
+from configgen.engines.rules import engine_traits
+from configgen.engines.vllm import vllm_launch
+from probe.errors import UsageError
+
+_PLAN_LIMIT_BYTES = 64 << 20
+
+
+@click.command("emit")
+@click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
+@click.option("--engine", metavar="NAME[@VERSION]", help="Engine to write for; by default the plan's own.")
+@click.option("--target", type=click.Choice(["flags", "shell"]), default="shell", show_default=True, help="Form.")
+@click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path), help="Folder to write into.")
+def emit_command(plan_file: Path, engine: str | None, target: str, output: Path | None) -> None:
+    """Write PLAN (from `wirelore plan -o plan.json`) as launch commands: one line of flags, or a script per node."""
+    plan = decode_plan(_read(plan_file), where=str(plan_file))
+    if engine is not None and engine_traits(engine) != plan.engine:
+        raise UsageError(
+            f"the plan was made under the laws of {plan.engine.engine} {plan.engine.version}, not {engine[:40]}",
+            cure=f"Plan again with --engine {engine[:40]}.",
+        )
+    launch = vllm_launch(plan)
+    if target == "flags":
+        if launch.one_line is None:
+            raise UsageError(
+                f"one line of flags cannot say this plan: {launch.not_one_line_because}", cure="Use --target shell."
+            )
+        click.echo(" ".join(launch.one_line))
+        return
+    from configgen.deploy.shell import shell_scripts
+
+    scripts = shell_scripts(launch)
+    if output is None:
+        if len(scripts) > 1:
+            raise UsageError(f"the plan needs {len(scripts)} scripts, one per node", cure="Give a folder with -o DIR.")
+        click.echo(next(iter(scripts.values())), nl=False)
+        return
+    from probe.store import write_atomically
+
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make {output}: {error.strerror}", cure="Name a folder you can write to.") from error
+    for name, text in scripts.items():
+        write_atomically(output / name, text.encode())
+    click.echo(f"wrote {len(scripts)} scripts into {output}", err=True)
+
+
+def _read(path: Path) -> bytes:
+    cure = "Give what `wirelore plan -o FILE` wrote."
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(_PLAN_LIMIT_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", cure=cure) from error
+    if len(data) > _PLAN_LIMIT_BYTES:
+        raise UsageError(f"{path} is larger than {_PLAN_LIMIT_BYTES >> 20} MiB", cure=cure)
+    return data

@@ -1,0 +1,175 @@
+"""plan(survey, model, workload, traits) -> Plan: the one seam between facts and flags. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from configgen.explain import custom_all_reduce, lost_by, provenance_of, reasons
+from configgen.memory import sequence_bytes
+from configgen.model import ModelSpec
+from configgen.plan import (
+    Alternative,
+    EngineTraits,
+    Plan,
+    PlannedModel,
+    Predictions,
+    Replica,
+    Workload,
+)
+from configgen.search import NO_LIMITS, Candidate, Field, Limits, materialise, memory_utilization, search
+from probe.errors import UsageError
+from probe.islands import fingerprint
+from probe.measurement import Survey
+from probe.topology import GpuRef, GpuStatus, Origin, Provenance, Topology
+from probe.units import count
+
+_LONGEST_CONTEXT = 1 << 20
+MAX_ALTERNATIVES = 12
+"""As many losers as a person reads; the runner-up comes first."""
+
+
+def plan(
+    survey: Survey, model: ModelSpec, workload: Workload, traits: EngineTraits, limits: Limits = NO_LIMITS
+) -> Plan:
+    """The best plan for this model and load on these wires. Raises NoPlanError naming the law where there is none."""
+    if model.max_context is not None and workload.tokens > model.max_context:
+        raise UsageError(
+            f"{workload.tokens} tokens per sequence exceed {model.name}'s context of {model.max_context}",
+            cure="Lower --input-tokens or --output-tokens.",
+        )
+    topology = survey.topology
+    field = search(survey, model, workload, traits, limits)
+    chosen = field.candidates[0]
+    replicas = tuple(Replica(stages) for stages in materialise(chosen))
+    order = _gpu_order(topology, replicas)
+    p = chosen.parallelism
+    return Plan(
+        model=PlannedModel(
+            name=model.name,
+            source=model.source,
+            layers=model.layers,
+            parameters=model.parameters,
+            weight_bytes=model.weight_bytes,
+            architecture=model.architecture,
+            is_moe=model.moe is not None,
+            max_context=model.max_context,
+        ),
+        workload=workload,
+        engine=traits,
+        fingerprint=fingerprint(topology),
+        parallelism=p,
+        replicas=replicas,
+        layers_per_stage=chosen.layers,
+        gpu_order=order,
+        gpu_uuids=tuple(tuple(_device_uuid(topology, GpuRef(n, i)) for i in used) for n, used in enumerate(order)),
+        memory=chosen.memory,
+        memory_utilization=_utilization(topology, replicas, traits),
+        tp_path=chosen.tp_path.label if chosen.tp_path else None,
+        pp_path=chosen.pp_path.label if chosen.pp_path else None,
+        custom_all_reduce=custom_all_reduce(chosen, traits),
+        predictions=replace(_predictions(chosen), max_context=_max_context(model, chosen)),
+        confidence=_confidence(topology, model, field, chosen),
+        reasons=tuple(reasons(topology, model, workload, traits, field, chosen)),
+        alternatives=_alternatives(field, workload),
+        degraded=tuple(_degraded(topology, workload, chosen, limits)),
+        provenance=(*topology.provenance, Origin("model", Provenance.READ, model.source)),
+        engine_split=chosen.layers == traits.split(model.layers, p.pp),
+        mixed_gpus=any(
+            len({g.name for g in shape.gpus}) > 1 for shape in {id(n.shape): n.shape for n in topology.nodes}.values()
+        ),
+        uses_mig=any(topology.state(ref).mig_instances for replica in replicas for ref in replica.gpus),
+        hostnames=tuple(node.hostname for node in topology.nodes),
+    )
+
+
+def _gpu_order(topology: Topology, replicas: tuple[Replica, ...]) -> tuple[tuple[int, ...], ...]:
+    order: list[list[int]] = [[] for _ in topology.nodes]
+    for replica in replicas:
+        for ref in replica.gpus:
+            order[ref.node].append(ref.gpu)
+    return tuple(tuple(used) for used in order)
+
+
+def _device_uuid(topology: Topology, ref: GpuRef) -> str | None:
+    """What the engine is to be given: the GPU, or its largest MIG instance."""
+    state = topology.state(ref)
+    if state.mig_instances:
+        return max(state.mig_instances, key=lambda m: m.memory_bytes or 0).uuid
+    return state.uuid
+
+
+def _utilization(topology: Topology, replicas: tuple[Replica, ...], traits: EngineTraits) -> float:
+    return min(
+        memory_utilization(topology.gpu(ref).memory_bytes or 0, topology.state(ref).memory_free_bytes, traits)
+        for replica in replicas
+        for ref in replica.gpus
+    )
+
+
+def _predictions(c: Candidate) -> Predictions:
+    """What memory alone tells; times wait for measured wires."""
+    return Predictions(max_concurrency=c.max_concurrency)
+
+
+def _max_context(model: ModelSpec, c: Candidate) -> int:
+    """Tokens of the longest single sequence that every stage can hold, up to the model's own limit."""
+    most = model.max_context or _LONGEST_CONTEXT
+    for memory, first, last in zip(c.memory, _firsts(c.layers), _firsts((*c.layers, 0))[1:], strict=True):
+        room = memory.usable_bytes - memory.needed_bytes + memory.kv_bytes
+        low, high = 0, most
+        while low < high:
+            middle = (low + high + 1) // 2
+            held = sequence_bytes(model, first, last, tokens=middle, attention_tp=c.parallelism.attention_tp)
+            low, high = (middle, high) if held <= room else (low, middle - 1)
+        most = low
+    return most
+
+
+def _firsts(layers: tuple[int, ...]) -> list[int]:
+    return [sum(layers[:stage]) for stage in range(len(layers))]
+
+
+def _confidence(topology: Topology, model: ModelSpec, field: Field, chosen: Candidate) -> str:
+    """High where one fast island or one GPU decides and the facts were read; low where a measurement must settle it."""
+    if model.warnings or (not field.has_fast_island and chosen.parallelism.gpus_per_replica > 1):
+        return "low"
+    if provenance_of(topology, "gpus.memory_bytes") is Provenance.ASSUMED or not chosen.tp_is_fast:
+        return "low"
+    return "high" if chosen.parallelism.pp == 1 else "medium"
+
+
+def _alternatives(field: Field, workload: Workload) -> tuple[Alternative, ...]:
+    """The best loser of every tp, in order of rank, then what the laws forbid, each law once."""
+    chosen = field.candidates[0]
+    best_of_tp = {c.parallelism.tp: c for c in reversed(field.candidates[1:])}
+    losers = sorted(best_of_tp.values(), key=field.candidates.index)
+    lost = [
+        Alternative(
+            c.parallelism,
+            lost_by=lost_by(c, chosen, workload, field.has_fast_island),
+            predictions=_predictions(c),
+        )
+        for c in losers
+    ]
+    forbidden = [Alternative(p, law=law) for p, law in {law: (p, law) for p, law in field.refused}.values()]
+    return tuple(lost[: MAX_ALTERNATIVES // 2] + forbidden[: MAX_ALTERNATIVES - min(len(lost), MAX_ALTERNATIVES // 2)])
+
+
+def _degraded(topology: Topology, workload: Workload, chosen: Candidate, limits: Limits) -> list[str]:
+    texts = []
+    if workload.max_ttft_s or workload.max_tpot_s:
+        texts.append("limits on TTFT and TPOT cannot be checked before the wires are measured (`wirelore measure`)")
+    if chosen.max_concurrency < workload.concurrency:
+        texts.append(
+            f"memory holds {chosen.max_concurrency} of {workload.concurrency} concurrent sequences of "
+            f"{workload.tokens:,} tokens; the others wait"
+        )
+    nodes = topology.nodes[: limits.nodes or len(topology.nodes)]
+    lost = sum(g.status is not GpuStatus.OK for node in nodes for g in node.gpus)
+    if lost:
+        texts.append(f"{count(lost, 'GPU')} cannot be used: see `wirelore probe`")
+    usable = sum(g.is_usable for node in nodes for g in node.gpus)
+    idle = min(usable, limits.gpus or usable) - chosen.parallelism.gpus
+    if idle > 0:
+        texts.append(f"{count(idle, 'GPU')} {'stays' if idle == 1 else 'stay'} idle: no further whole replica fits")
+    return texts

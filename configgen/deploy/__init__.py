@@ -1,0 +1,1 @@
+"""Deploy: a Launch as files for a target, through templates/."""

@@ -1,0 +1,154 @@
+"""vLLM: a Plan in vLLM's flags (0.33), one server per replica unless its own data parallelism can carry them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from configgen.launch import Flag, Launch, Process, Variable
+from configgen.plan import Plan, Replica
+from probe.topology import GpuRef
+
+FIRST_PORT = 8000
+FIRST_MASTER_PORT = 29501
+MASTER_ADDRESS = "$MASTER_ADDR"
+"""Filled in by the launcher's environment: no address is copied into a plan."""
+
+
+def vllm_launch(plan: Plan) -> Launch:
+    """The plan as vLLM processes."""
+    because = _not_one_line(plan)
+    if because is None:
+        replica = plan.replicas[0]
+        devices = [ref for r in plan.replicas for ref in r.gpus]
+        flags = (*_parallel_flags(plan, plan.parallelism.dp), _device_flag(plan, devices), *_tuning_flags(plan))
+        process = Process(
+            replica.nodes[0], plan.hostnames[replica.nodes[0]], 0, _command(plan), flags, _environment(plan)
+        )
+        words = tuple(word for flag in flags for word in flag.words)
+        return Launch("vllm", plan.engine.version, (process,), one_line=words)
+    return Launch(
+        "vllm",
+        plan.engine.version,
+        tuple(_processes(plan)),
+        notes=tuple(_notes(plan)),
+        not_one_line_because=because,
+    )
+
+
+def _not_one_line(plan: Plan) -> str | None:
+    p = plan.parallelism
+    if len({node for replica in plan.replicas for node in replica.nodes}) > 1:
+        return "the plan spans several nodes"
+    if not plan.engine_split:
+        return "the uneven layer split needs VLLM_PP_LAYER_PARTITION in the environment"
+    if plan.model.is_moe and p.dp > 1:
+        return "vLLM's --data-parallel-size joins the experts of MoE replicas, so each replica is a server of its own"
+    if plan.mixed_gpus and not _uuids_known(plan):
+        return "GPUs of different models need CUDA_DEVICE_ORDER=PCI_BUS_ID in the environment"
+    return None
+
+
+def _command(plan: Plan) -> tuple[str, ...]:
+    return ("vllm", "serve", plan.model.name)
+
+
+def _processes(plan: Plan) -> Iterator[Process]:
+    for place, numbers in _servers(plan):
+        head = plan.replicas[numbers[0]]
+        devices = [ref for number in numbers for ref in plan.replicas[number].gpus]
+        for rank, node in enumerate(head.nodes):
+            own = [ref for ref in devices if ref.node == node]
+            flags = [*_parallel_flags(plan, len(numbers)), _device_flag(plan, own)]
+            if len(head.nodes) > 1:
+                flags += _node_flags(head, rank, place)
+            flags += _tuning_flags(plan)
+            if rank == 0:
+                flags.append(Flag(("--port", str(FIRST_PORT + place)), "one port per server of a node"))
+            yield Process(node, plan.hostnames[node], numbers[0], _command(plan), tuple(flags), _environment(plan))
+
+
+def _servers(plan: Plan) -> Iterator[tuple[int, list[int]]]:
+    """(place on its node, numbers of replicas) per server: dense replicas of one node share one, others stand alone."""
+    by_node: dict[int, list[list[int]]] = {}
+    for number, replica in enumerate(plan.replicas):
+        nodes = replica.nodes
+        servers = by_node.setdefault(nodes[0], [])
+        if servers and len(nodes) == 1 and not plan.model.is_moe and len(plan.replicas[servers[-1][0]].nodes) == 1:
+            servers[-1].append(number)
+        else:
+            servers.append([number])
+    for servers in by_node.values():
+        yield from enumerate(servers)
+
+
+def _parallel_flags(plan: Plan, dense_dp: int) -> Iterator[Flag]:
+    p = plan.parallelism
+    reason = f"slowest path inside a stage: {plan.tp_path}" if plan.tp_path else "one GPU per stage"
+    yield Flag(("--tensor-parallel-size", str(p.attention_tp)), reason)
+    if p.pp > 1:
+        yield Flag(("--pipeline-parallel-size", str(p.pp)), f"slowest path between stages: {plan.pp_path}")
+    if p.attention_dp > 1:
+        yield Flag(("--data-parallel-size", str(p.attention_dp)), "attention runs once per rank, KV is not copied")
+    elif dense_dp > 1:
+        yield Flag(("--data-parallel-size", str(dense_dp)), "replicas share nothing")
+    if p.ep > 1:
+        yield Flag(("--enable-expert-parallel",), f"experts spread over {p.ep} GPUs")
+
+
+def _device_flag(plan: Plan, devices: list[GpuRef]) -> Flag:
+    by_uuid = plan.uses_mig or (plan.mixed_gpus and _uuids_known(plan))
+    names = [_uuid(plan, ref) or str(ref.gpu) for ref in devices] if by_uuid else [str(ref.gpu) for ref in devices]
+    return Flag(("--device-ids", ",".join(names)), "rank order: each TP group is consecutive, stages follow each other")
+
+
+def _tuning_flags(plan: Plan) -> Iterator[Flag]:
+    if plan.parallelism.attention_tp > 1 and not plan.custom_all_reduce:
+        yield Flag(("--disable-custom-all-reduce",), "it needs NVLink between all GPUs of a group of more than two")
+    if plan.memory_utilization < plan.engine.memory_utilization:
+        yield Flag(
+            ("--gpu-memory-utilization", f"{plan.memory_utilization:.2f}"),
+            "other processes hold the rest of the memory",
+        )
+    fits = plan.predictions.max_context
+    if fits is not None and plan.model.max_context is not None and fits < plan.model.max_context:
+        yield Flag(
+            ("--max-model-len", str(fits)), f"KV memory holds {fits} tokens, the model allows {plan.model.max_context}"
+        )
+
+
+def _node_flags(replica: Replica, rank: int, place: int) -> list[Flag]:
+    flags = [
+        Flag(("--nnodes", str(len(replica.nodes))), "stages lie on several nodes"),
+        Flag(("--node-rank", str(rank)), "this node's place"),
+        Flag(("--master-addr", MASTER_ADDRESS), "address of the replica's first node"),
+        Flag(("--master-port", str(FIRST_MASTER_PORT + place)), "one port per replica"),
+    ]
+    if rank > 0:
+        flags.append(Flag(("--headless",), "only the first node answers requests"))
+    return flags
+
+
+def _environment(plan: Plan) -> tuple[Variable, ...]:
+    variables = [Variable("CUDA_DEVICE_ORDER", "PCI_BUS_ID", "makes CUDA's indices those of the plan")]
+    if not plan.engine_split:
+        split = ",".join(map(str, plan.layers_per_stage))
+        variables.append(
+            Variable("VLLM_PP_LAYER_PARTITION", split, "stages of different memory carry different layers")
+        )
+    return tuple(variables)
+
+
+def _notes(plan: Plan) -> Iterator[str]:
+    servers = sum(1 for _ in _servers(plan))
+    if servers > 1:
+        yield f"{servers:,} independent servers: put a load balancer before them."
+    if any(len(r.nodes) > 1 for r in plan.replicas):
+        yield "Set MASTER_ADDR to the address of each replica's first node before starting its parts."
+
+
+def _uuid(plan: Plan, ref: GpuRef) -> str | None:
+    return plan.gpu_uuids[ref.node][plan.gpu_order[ref.node].index(ref.gpu)]
+
+
+def _uuids_known(plan: Plan) -> bool:
+    return all(uuid is not None for node in plan.gpu_uuids for uuid in node)

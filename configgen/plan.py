@@ -1,0 +1,238 @@
+"""The decision's nouns: Workload, EngineTraits, Parallelism and Plan. Frozen, checked; the JSON keys are the fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from configgen.memory import StageMemory
+from probe.topology import GpuRef, Origin, Provenance, require
+
+PLAN_SCHEMA_VERSION = 1
+
+
+class Objective(str, Enum):
+    LATENCY = "latency"
+    THROUGHPUT = "throughput"
+    BALANCED = "balanced"
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What will be asked of the model. `assumed` names the fields that nobody told, so that the output can say so."""
+
+    input_tokens: int = 1024
+    output_tokens: int = 256
+    concurrency: int = 16
+    objective: Objective = Objective.BALANCED
+    max_ttft_s: float | None = None
+    max_tpot_s: float | None = None
+    assumed: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("input_tokens", "output_tokens", "concurrency"):
+            require(getattr(self, name) >= 1, f"{name} is at least 1")
+        for name in ("max_ttft_s", "max_tpot_s"):
+            require((limit := getattr(self, name)) is None or limit > 0, f"{name} is positive")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one finished sequence."""
+        return self.input_tokens + self.output_tokens
+
+
+class LayerSplit(str, Enum):
+    """Which stages an engine gives the extra layers to, where layers don't divide by stages."""
+
+    BEFORE_LAST = "before-last"
+    LAST = "last"
+    FIRST = "first"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTraits:
+    """What planning must know of an engine, as data. Filled by engines/rules.py."""
+
+    engine: str
+    version: str
+    memory_utilization: float
+    """Fraction of a GPU's memory that the engine takes by default."""
+    max_batched_tokens: int
+    """Tokens of one forward pass: bounds the activations."""
+    layer_split: LayerSplit
+    custom_all_reduce_sizes: frozenset[int] = frozenset()
+    no_pipeline_architectures: frozenset[str] = frozenset()
+    attention_dp: bool = True
+    attention_dp_with_stages: bool = True
+    """Whether the ranks of one stage may each run attention alone while there are more stages."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.memory_utilization <= 1, "memory utilization is a fraction of 1")
+        require(self.max_batched_tokens > 0, "a forward pass has a token")
+
+    def split(self, layers: int, stages: int) -> tuple[int, ...]:
+        """Layers per stage as the engine splits them by itself: 80 over 3 is 27,27,26 in vLLM."""
+        base, extra = divmod(layers, stages)
+        if self.layer_split is LayerSplit.FIRST:
+            first = 0
+        elif self.layer_split is LayerSplit.LAST or extra == stages:
+            first = stages - extra
+        else:
+            first = max(0, stages - 1 - extra)
+        return tuple(base + (first <= i < first + extra) for i in range(stages))
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Parallelism:
+    """GPUs of one stage (tp), stages of a replica (pp), replicas (dp); inside a stage attention_dp and ep divide tp."""
+
+    tp: int
+    pp: int = 1
+    dp: int = 1
+    ep: int = 1
+    attention_dp: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("tp", "pp", "dp", "ep", "attention_dp"):
+            require(getattr(self, name) >= 1, f"{name} >= 1")
+        require(
+            self.tp % self.attention_dp == 0, f"attention_dp divides tp: {self.attention_dp} does not divide {self.tp}"
+        )
+        require(self.tp % self.ep == 0, f"ep divides tp: {self.ep} does not divide {self.tp}")
+
+    @property
+    def attention_tp(self) -> int:
+        return self.tp // self.attention_dp
+
+    @property
+    def gpus_per_replica(self) -> int:
+        return self.tp * self.pp
+
+    @property
+    def gpus(self) -> int:
+        return self.tp * self.pp * self.dp
+
+    @property
+    def label(self) -> str:
+        """'TP2 PP2 DP2', factors of one left out; a single GPU is 'TP1'."""
+        parts = [f"{name}{size}" for name, size in (("TP", self.tp), ("PP", self.pp), ("DP", self.dp)) if size > 1]
+        parts += [f"{name}{size}" for name, size in (("EP", self.ep), ("attention-DP", self.attention_dp)) if size > 1]
+        return " ".join(parts) or "TP1"
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One copy of the model: stages in pipeline order, each its GPUs in rank order."""
+
+    stages: tuple[tuple[GpuRef, ...], ...]
+
+    @property
+    def gpus(self) -> tuple[GpuRef, ...]:
+        return tuple(ref for stage in self.stages for ref in stage)
+
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        """Nodes in the order in which their GPUs stand."""
+        return tuple(dict.fromkeys(ref.node for ref in self.gpus))
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why: `rule` is a stable name, `text` says it in the user's numbers, `provenance` what it rests on."""
+
+    rule: str
+    text: str
+    provenance: Provenance
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What the plan should give. Times are None until the wires are measured: no figure without a measurement."""
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    output_tokens_per_s_per_gpu: float | None = None
+    max_concurrency: int | None = None
+    max_context: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """What was not chosen: `law` forbids it, or `lost_by` names the rule by which it stands behind."""
+
+    parallelism: Parallelism
+    law: str | None = None
+    lost_by: str | None = None
+    margin: float | None = None
+    predictions: Predictions = Predictions()
+
+    def __post_init__(self) -> None:
+        require((self.law is None) != (self.lost_by is None), "an alternative is forbidden by a law or lost by a rule")
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedModel:
+    """What the plan keeps of the model."""
+
+    name: str
+    source: str
+    layers: int
+    parameters: int
+    weight_bytes: int
+    architecture: str | None = None
+    is_moe: bool = False
+    max_context: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which GPUs do what, in which order, and why."""
+
+    model: PlannedModel
+    workload: Workload
+    engine: EngineTraits
+    fingerprint: str
+    parallelism: Parallelism
+    replicas: tuple[Replica, ...]
+    layers_per_stage: tuple[int, ...]
+    gpu_order: tuple[tuple[int, ...], ...]
+    """Per node of the topology: the indices used there, in rank order."""
+    gpu_uuids: tuple[tuple[str | None, ...], ...]
+    hostnames: tuple[str | None, ...]
+    memory: tuple[StageMemory, ...]
+    """Per stage, for one of its GPUs: the fullest one."""
+    memory_utilization: float
+    tp_path: str | None
+    """Slowest path inside a stage ('NV18', 'SYS'); None where a stage is one GPU."""
+    pp_path: str | None
+    """Slowest path between neighbouring stages; None where there is one stage."""
+    custom_all_reduce: bool
+    predictions: Predictions
+    confidence: str
+    reasons: tuple[Reason, ...]
+    alternatives: tuple[Alternative, ...] = ()
+    degraded: tuple[str, ...] = ()
+    provenance: tuple[Origin, ...] = ()
+    engine_split: bool = True
+    """Whether the engine would cut the layers in just this way by itself."""
+    mixed_gpus: bool = False
+    """Whether a node mixes GPU models, so that CUDA's default order may differ from the driver's."""
+    uses_mig: bool = False
+
+    def __post_init__(self) -> None:
+        p = self.parallelism
+        used = [ref for replica in self.replicas for ref in replica.gpus]
+        require(
+            len(used) == p.gpus,
+            f"tp * pp * dp == GPUs used: {p.tp} * {p.pp} * {p.dp} = {p.gpus}, but {len(used)} are placed",
+        )
+        require(len(set(used)) == len(used), "groups are disjoint: a GPU belongs to one stage of one replica")
+        require(len(self.replicas) == p.dp, "one replica per dp")
+        require(all(len(r.stages) == p.pp for r in self.replicas), "every replica has pp stages")
+        require(all(len(s) == p.tp for r in self.replicas for s in r.stages), "every stage has tp GPUs")
+        require(len(self.layers_per_stage) == p.pp and min(self.layers_per_stage) >= 1, "every stage has a layer")
+        require(sum(self.layers_per_stage) == self.model.layers, "stages cover every layer once")
+        require(sum(len(order) for order in self.gpu_order) == p.gpus, "gpu_order names each used GPU once")
+        require(len(self.gpu_order) == len(self.gpu_uuids) == len(self.hostnames), "one order, UUIDs and name per node")
+        require(len(self.memory) == p.pp and all(m.fits for m in self.memory), "a plan never exceeds memory")
+        require(self.confidence in ("high", "medium", "low"), "confidence is high, medium or low")

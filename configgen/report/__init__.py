@@ -1,0 +1,1 @@
+"""Reports: Plans and Topologies as text for people."""

@@ -1,0 +1,45 @@
+"""Short lines about machines, shared by every report."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from probe.errors import one_line
+from probe.islands import Island, islands
+from probe.topology import GpuStatus, Topology
+from probe.units import count, ranges
+
+
+def machine_line(topology: Topology) -> str:
+    """One line on a machine: GPUs, islands, measured or not, what to run next."""
+    return f"{gpus_line(topology)}; {islands_line(topology)}; not measured. Next: wirelore plan MODEL"
+
+
+def gpus_line(topology: Topology) -> str:
+    """'8 x NVIDIA H100 80GB HBM3', '4 GPUs of unknown model, 1 of them lost', '... on 2 nodes'."""
+    names = Counter(gpu.name for node in topology.nodes for gpu in node.shape.gpus)
+    parts = [
+        f"{n:,} x {one_line(name, 60)}" if name else f"{count(n, 'GPU')} of unknown model" for name, n in names.items()
+    ]
+    text = " + ".join(parts) or "no GPU"
+    bad = Counter(g.status for node in topology.nodes for g in node.gpus if g.status is not GpuStatus.OK)
+    text += "".join(f", {n} of them {status.value}" for status, n in bad.items())
+    return text + (f" on {count(len(topology.nodes), 'node')}" if len(topology.nodes) > 1 else "")
+
+
+def islands_line(topology: Topology) -> str:
+    """'1 island of 8 (NV18)', '4 islands of 2 (NV4)', 'no fast fabric'."""
+    kinds = Counter((len(i.members), i.bottleneck.label) for i in islands(topology) if i.bottleneck)
+    if not kinds:
+        seen = all(node.shape.nvlink_visible for node in topology.nodes)
+        return "no fast fabric between GPUs" if seen else "NVLink is not visible in this input"
+    return ", ".join(f"{count(n, 'island')} of {size} ({label})" for (size, label), n in kinds.items())
+
+
+def island_text(island: Island) -> str:
+    """'node 0: GPUs 0,2 (NV4)'; a rack-wide island names its nodes."""
+    nodes = sorted({m.node for m in island.members})
+    label = f" ({island.bottleneck.label})" if island.bottleneck else ""
+    if len(nodes) > 1:
+        return f"nodes {ranges(nodes)}: {count(len(island.members), 'GPU')}{label}"
+    return f"node {nodes[0]}: {'GPUs' if label else 'GPU'} {ranges([m.gpu for m in island.members])}{label}"

@@ -1,0 +1,272 @@
+"""Plans and topologies for a terminal. The one door of rich; no text from outside is ever read as markup."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from io import StringIO
+
+from rich.console import Console, Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from configgen.launch import Launch
+from configgen.plan import Alternative, Plan
+from configgen.report.lines import gpus_line, island_text, islands_line
+from probe.errors import one_line
+from probe.islands import Island, islands
+from probe.topology import Node, NodeShape, Notice, Origin, Topology
+from probe.units import count, gib, ranges
+
+_WIDTH_WITHOUT_TTY = 110
+_MATRIX_LIMIT = 16
+_NODES_DRAWN = 4
+_REPLICAS_DRAWN = 8
+
+
+def print_topology(topology: Topology) -> None:
+    """GPUs, the matrix of paths, islands, warnings and origins."""
+    with _console() as console:
+        _print_topology(console, topology)
+
+
+def _print_topology(console: Console, topology: Topology) -> None:
+    console.print(Text(gpus_line(topology), style="bold"))
+    console.print(_rows(_topology_rows(topology)))
+    for positions, node in _alike(topology.nodes):
+        console.print()
+        console.print(Text(_nodes_title(positions, node), style="bold"))
+        console.print(Padding(_gpu_table(node), (0, 0, 0, 2)))
+        if 1 < len(node.shape.gpus) <= _MATRIX_LIMIT:
+            console.print(Padding(_matrix(node.shape), (1, 0, 0, 2)))
+    _print_notices(console, topology.warnings)
+    console.print()
+    console.print(
+        _section(
+            "Origins", [(o.fact, f"{o.provenance.value}: {one_line(o.source)}") for o in _once(topology.provenance)]
+        )
+    )
+
+
+def print_plan(
+    plan: Plan, topology: Topology, launch: Launch, model_warnings: Sequence[Notice] = (), *, explain: bool = False
+) -> None:
+    """The plan as a tired operator wants it: what, on which GPUs, why, what lost, what to run."""
+    with _console() as console:
+        _print_plan(console, plan, topology, launch, model_warnings, explain)
+
+
+def _print_plan(
+    console: Console, plan: Plan, topology: Topology, launch: Launch, model_warnings: Sequence[Notice], explain: bool
+) -> None:
+    p, w = plan.parallelism, plan.workload
+    console.print(Text.assemble((one_line(plan.model.name), "bold"), " on ", (gpus_line(topology), "bold")))
+    assumed = f" (assumed: {', '.join(w.assumed)})" if w.assumed else ""
+    rows: list[tuple[str, str | Text]] = [
+        (
+            "plan",
+            Text(
+                f"{p.label}: {count(p.gpus, 'GPU')} of {topology.gpu_count:,}, confidence {plan.confidence}",
+                style="bold green",
+            ),
+        ),
+        (
+            "load",
+            f"{w.objective.value}, {w.input_tokens:,} tokens in, {w.output_tokens:,} out, "
+            f"{w.concurrency:,} at once{assumed}",
+        ),
+        ("wires", islands_line(topology)),
+    ]
+    rows += [("layers", ",".join(map(str, plan.layers_per_stage)) + " per stage")] if p.pp > 1 else []
+    rows += [("degraded", Text(text, style="yellow")) for text in plan.degraded]
+    console.print(_rows(rows))
+    console.print()
+    console.print(_picture(plan, topology))
+    console.print()
+    console.print(_section("Why", [(r.rule, f"{r.text} [{r.provenance.value}]") for r in plan.reasons]))
+    if plan.alternatives:
+        shown = plan.alternatives if explain else plan.alternatives[:4]
+        console.print()
+        console.print(_section("Not chosen", [(a.parallelism.label, _verdict(a)) for a in shown]))
+        if len(shown) < len(plan.alternatives):
+            console.print(Text(f"  and {len(plan.alternatives) - len(shown)} more: --explain", style="dim"))
+    _print_notices(console, (*model_warnings, *topology.warnings))
+    if explain:
+        console.print()
+        console.print(
+            _section(
+                "Origins", [(o.fact, f"{o.provenance.value}: {one_line(o.source)}") for o in _once(plan.provenance)]
+            )
+        )
+    console.print()
+    _print_commands(console, launch)
+
+
+def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A plain table of texts."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(one_line(cell)) for cell in row))
+    with _console() as console:
+        console.print(table)
+
+
+@contextmanager
+def _console() -> Iterator[Console]:
+    """A console on standard output; where that is no terminal, lines lose the blanks that pad a table's cells."""
+    if sys.stdout.isatty():
+        yield Console(highlight=False, markup=False, emoji=False)
+        return
+    text = StringIO()
+    yield Console(file=text, width=_WIDTH_WITHOUT_TTY, highlight=False, markup=False, emoji=False)
+    sys.stdout.write("".join(line.rstrip() + "\n" for line in text.getvalue().splitlines()))
+
+
+def _rows(rows: Iterable[tuple[str, str | Text]]) -> Padding:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="cyan", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, text in rows:
+        grid.add_row(Text(one_line(label, 40)), text if isinstance(text, Text) else Text(text))
+    return Padding(grid, (0, 0, 0, 2))
+
+
+def _section(title: str, rows: Iterable[tuple[str, str | Text]]) -> Group:
+    return Group(Text(title, style="bold"), _rows(rows))
+
+
+def _topology_rows(topology: Topology) -> list[tuple[str, str | Text]]:
+    rows: list[tuple[str, str | Text]] = [("wires", islands_line(topology))]
+    found = islands(topology)
+    rows += [("island", island_text(i)) for i in found[:8] if len(i.members) > 1]
+    if sum(len(i.members) > 1 for i in found) > 8:
+        rows.append(("", "and more: --format json"))
+    rows += [(p.kind.value, f"joins nodes {ranges(p.nodes)}") for p in topology.network]
+    for node in topology.nodes[:1]:
+        rows += [("driver", f"{node.driver_version}, CUDA {node.cuda_version}")] if node.driver_version else []
+        rows += [("machine", f"virtualization: {node.virtualization}")] if node.virtualization else []
+    return rows
+
+
+def _alike(nodes: Sequence[Node]) -> list[tuple[list[int], Node]]:
+    """Nodes that print the same, together."""
+    groups: dict[tuple[int, tuple[object, ...]], tuple[list[int], Node]] = {}
+    for position, node in enumerate(nodes):
+        key = (id(node.shape), tuple((g.status, g.memory_free_bytes, g.mig_instances, g.visible) for g in node.gpus))
+        groups.setdefault(key, ([], node))[0].append(position)
+    return list(groups.values())[:_NODES_DRAWN]
+
+
+def _nodes_title(positions: Sequence[int], node: Node) -> str:
+    if len(positions) == 1:
+        return f"node {positions[0]}" + (f" ({one_line(node.hostname, 60)})" if node.hostname else "")
+    return f"nodes {ranges(list(positions))} (alike)"
+
+
+def _gpu_table(node: Node) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="cyan", padding=(0, 2, 0, 0))
+    for header in ("GPU", "model", "memory", "PCI", "NUMA", "nearest NICs", "state"):
+        table.add_column(header, no_wrap=header != "nearest NICs")
+    for gpu, state in zip(node.shape.gpus, node.gpus, strict=True):
+        shown = state.status.value if state.visible else "hidden"
+        if state.mig_instances:
+            shown += f", {count(len(state.mig_instances), 'MIG instance')}"
+        if state.status_reason:
+            shown += f": {one_line(state.status_reason, 60)}"
+        table.add_row(
+            str(gpu.index),
+            Text(one_line(gpu.name or "unknown", 50)),
+            gib(gpu.memory_bytes) if gpu.memory_bytes else "unknown",
+            Text(state.pci_bus_id or "-"),
+            "-" if gpu.numa_node is None else str(gpu.numa_node),
+            Text(one_line(" ".join(gpu.nearest_nics), 60) or "-"),
+            Text(shown),
+        )
+    return table
+
+
+def _matrix(shape: NodeShape) -> Table:
+    n = len(shape.gpus)
+    table = Table(box=None, pad_edge=False, header_style="cyan", padding=(0, 2, 0, 0))
+    for header in ("", *(f"GPU{i}" for i in range(n))):
+        table.add_column(header, no_wrap=True)
+    for a in range(n):
+        cells = (Text("X", style="dim") if a == b else _path_cell(shape, a, b) for b in range(n))
+        table.add_row(Text(f"GPU{a}", style="cyan"), *cells)
+    return table
+
+
+def _path_cell(shape: NodeShape, a: int, b: int) -> Text:
+    path = shape.path(a, b)
+    text = path.label + ("!" if path.asymmetric else "")
+    return Text(text, style="green" if path.is_fast else "")
+
+
+def _picture(plan: Plan, topology: Topology) -> Padding:
+    """Islands as brackets, in rank order: each island of a node with the GPUs of each stage that lie in it."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="cyan", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for number, replica in enumerate(plan.replicas):
+        if number == _REPLICAS_DRAWN:
+            grid.add_row("", Text(f"and {count(len(plan.replicas) - number, 'more replica')}", style="dim"))
+            break
+        stages = []
+        for stage in replica.stages:
+            nodes = list(dict.fromkeys(ref.node for ref in stage))
+            parts = [
+                (f"node {node}: " if len(topology.nodes) > 1 else "GPUs ")
+                + " ".join(str(ref.gpu) for ref in stage if ref.node == node)
+                for node in nodes
+            ]
+            stages.append("[" + "; ".join(parts) + "]")
+        arrow = f" -{plan.pp_path}-> " if plan.pp_path else ""
+        inside = f"  inside: {plan.tp_path}" if plan.tp_path else ""
+        grid.add_row(f"replica {number}", Text(arrow.join(stages) + inside))
+    for island in _drawn_islands(topology):
+        grid.add_row("island", Text(island_text(island), style="green"))
+    return Padding(grid, (0, 0, 0, 2))
+
+
+def _drawn_islands(topology: Topology) -> list[Island]:
+    fast = [i for i in islands(topology) if len(i.members) > 1]
+    return fast if len(fast) <= 4 else fast[:3]
+
+
+def _verdict(a: Alternative) -> str:
+    """Why an alternative was not chosen; the law's own label is left out, since it stands beside it."""
+    return f"forbidden: {a.law.removeprefix(f'{a.parallelism.label}: ')}" if a.law else (a.lost_by or "")
+
+
+def _once(origins: Sequence[Origin]) -> list[Origin]:
+    """Origins without their node, each once."""
+    return list({(o.fact, o.provenance, o.source): o for o in origins}.values())
+
+
+def _print_notices(console: Console, notices: Sequence[Notice]) -> None:
+    if notices:
+        console.print()
+        shown = [(n.code, Text(one_line(n.message), style="yellow")) for n in notices[:12]]
+        console.print(_section("Warnings", shown))
+
+
+def _print_commands(console: Console, launch: Launch) -> None:
+    """Whole commands, never wrapped, so that they can be copied."""
+    console.print(Text("Run", style="bold"))
+    for process in launch.processes[:_NODES_DRAWN]:
+        where = f"node {process.node}: " if len({p.node for p in launch.processes}) > 1 else ""
+        variables = " ".join(f"{v.name}={shlex.quote(v.value)}" for v in process.environment)
+        command = " ".join(word if word == "$MASTER_ADDR" else shlex.quote(word) for word in process.argv)
+        console.print(Text(f"  {where}{variables} {command}"), soft_wrap=True)
+    left = len(launch.processes) - _NODES_DRAWN
+    if left > 0:
+        console.print(
+            Text(f"  and {count(left, 'more command')}: wirelore plan ... -o plan.json, wirelore emit plan.json -o DIR")
+        )
+    for note in launch.notes:
+        console.print(Text(f"  {note}", style="dim"))

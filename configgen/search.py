@@ -1,0 +1,367 @@
+"""plan(): tries every legal (tp, pp) on the real wires, keeps what fits, and chooses by rules that can be read.
+
+The judgement rests on physics that needs no measurement: tensor parallelism only where the fabric is fast, stages
+across the rest, replicas of what is left. Where the wires are PCIe alone it chooses the cautious side and says that
+a measurement has to settle it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import floor
+
+from configgen.laws import tensor_parallel_laws
+from configgen.memory import (
+    StageMemory,
+    activation_bytes,
+    overhead_bytes,
+    sequence_bytes,
+    stage_weight_bytes,
+)
+from configgen.model import ModelSpec
+from configgen.placement import DomainKind, Slot, boundary, domain_kinds, mixed_slot, place, slots
+from configgen.plan import EngineTraits, Objective, Parallelism, Workload
+from probe.errors import NoPlanError
+from probe.islands import islands
+from probe.measurement import Survey
+from probe.topology import GpuRef, Path, PathKind, Topology
+
+MAX_STAGES = 64
+"""Deeper pipelines than any published serving set-up; bounds the search on large clusters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much of the topology may be used: the first `nodes` nodes, at most `gpus` GPUs."""
+
+    gpus: int | None = None
+    nodes: int | None = None
+
+
+NO_LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A parallelism with its places and its memory, ready to be compared."""
+
+    parallelism: Parallelism
+    runs: tuple[tuple[DomainKind, tuple[Slot, ...]], ...]
+    layers: tuple[int, ...]
+    memory: tuple[StageMemory, ...]
+    max_concurrency: int
+    tp_path: Path | None
+    pp_path: Path | None
+
+    @property
+    def tp_is_fast(self) -> bool:
+        return self.tp_path is None or self.tp_path.is_fast
+
+    @property
+    def tp_distance(self) -> int:
+        return self.tp_path.kind.distance if self.tp_path else 0
+
+    @property
+    def is_roomy(self) -> bool:
+        """KV room of at least the weights' size: a full batch then reads no more weights than KV in a decode step."""
+        return all(m.usable_bytes - m.needed_bytes + m.kv_bytes >= m.weights_bytes for m in self.memory)
+
+
+@dataclass(frozen=True)
+class Field:
+    """All that was tried: candidates, best first, and what laws or memory forbade."""
+
+    candidates: tuple[Candidate, ...]
+    refused: tuple[tuple[Parallelism, str], ...]
+    has_fast_island: bool
+
+
+def search(
+    survey: Survey, model: ModelSpec, workload: Workload, traits: EngineTraits, limits: Limits = NO_LIMITS
+) -> Field:
+    """Every legal parallelism on these wires, best first. Raises NoPlanError naming the law where there is none."""
+    topology = survey.topology
+    nodes = min(limits.nodes or len(topology.nodes), len(topology.nodes))
+    kinds = domain_kinds(topology, lambda ref: usable_bytes(topology, ref, traits), nodes)
+    total = sum(len(d.gpus) for kind in kinds for d in kind.domains)
+    budget = min(total, limits.gpus or total)
+    if budget == 0:
+        raise NoPlanError("no GPU of this machine can be used", cure="See `wirelore probe` for the state of each GPU.")
+    has_fast_island = any(len(i.members) > 1 for i in islands(topology) if i.members[0].node < nodes)
+    candidates: list[Candidate] = []
+    refused: list[tuple[Parallelism, str]] = []
+    largest = max(len(kind.sample.gpus) for kind in kinds)
+    for tp in range(1, min(budget, largest) + 1):
+        for inner in _inner_splits(model, tp, traits, workload):
+            laws = tensor_parallel_laws(model, attention_tp=inner.attention_tp, tp=tp, ep=inner.ep)
+            if laws:
+                refused.append((inner, laws[0]))
+                continue
+            candidates += _with_stages(model, workload, traits, kinds, inner, budget, refused)
+    if not candidates:
+        raise NoPlanError(_no_plan(model, refused, total, topology), cure=_no_plan_cure(refused))
+    ordered = sorted(candidates, key=lambda c: _rank(c, workload, has_fast_island, mla=model.mla is not None))
+    return Field(tuple(ordered), tuple(refused), has_fast_island)
+
+
+def usable_bytes(topology: Topology, ref: GpuRef, traits: EngineTraits) -> int:
+    """Bytes that the engine may fill on this GPU: its fraction of the memory, or what others have left of it.
+
+    An unknown size counts as 0, so that nothing is planned on a guess; of a MIG GPU the largest instance counts.
+    """
+    gpu, state = topology.gpu(ref), topology.state(ref)
+    memory = gpu.memory_bytes
+    if state.mig_instances:
+        memory = max((m.memory_bytes or 0 for m in state.mig_instances), default=0)
+    if memory is None:
+        return 0
+    return floor(memory * memory_utilization(memory, state.memory_free_bytes, traits))
+
+
+def memory_utilization(memory_bytes: int, free_bytes: int | None, traits: EngineTraits) -> float:
+    """The engine's default fraction, or the whole hundredths of the memory that are free where that is less."""
+    if free_bytes is None or memory_bytes == 0:
+        return traits.memory_utilization
+    return min(traits.memory_utilization, floor(100 * free_bytes / memory_bytes) / 100)
+
+
+def _inner_splits(model: ModelSpec, tp: int, traits: EngineTraits, workload: Workload) -> Iterator[Parallelism]:
+    """How a stage of tp GPUs may be cut inside: plain TP, experts spread (EP), attention replicated (attention-DP)."""
+    yield Parallelism(tp)
+    if model.moe is None or tp == 1:
+        return
+    yield Parallelism(tp, ep=tp)
+    if traits.attention_dp and model.mla is not None and workload.objective is not Objective.LATENCY:
+        yield Parallelism(tp, ep=tp, attention_dp=tp)
+
+
+def _with_stages(
+    model: ModelSpec,
+    workload: Workload,
+    traits: EngineTraits,
+    kinds: list[DomainKind],
+    inner: Parallelism,
+    budget: int,
+    refused: list[tuple[Parallelism, str]],
+) -> Iterator[Candidate]:
+    groups = sum(len(kind.sample.groups(inner.tp)) * len(kind.domains) for kind in kinds)
+    deepest = min(model.layers, groups, budget // inner.tp, MAX_STAGES)
+    for pp in range(1, deepest + 1):
+        shape = Parallelism(inner.tp, pp, 1, inner.ep, inner.attention_dp)
+        if pp > 1 and model.architecture in traits.no_pipeline_architectures:
+            refused.append(
+                (shape, f"PP{pp}: {traits.engine} {traits.version} has no pipeline for {model.architecture}")
+            )
+            return
+        if pp > 1 and inner.attention_dp > 1 and not traits.attention_dp_with_stages:
+            law = f"{traits.engine} {traits.version} gives each attention-DP rank a pipeline of its own: no stages"
+            refused.append((shape, f"{shape.label}: {law}"))
+            return
+        runs = [(kind, slots(kind, inner.tp, pp)) for kind in kinds]
+        if not any(found for _, found in runs):
+            mixed = mixed_slot(kinds, inner.tp, pp)
+            runs = [(mixed[0], (mixed[1],))] if mixed else []
+        fitting = _fit(model, workload, traits, shape, runs, budget)
+        if isinstance(fitting, Candidate):
+            yield fitting
+        elif fitting:
+            refused.append((shape, fitting))
+
+
+def _fit(
+    model: ModelSpec,
+    workload: Workload,
+    traits: EngineTraits,
+    shape: Parallelism,
+    runs: list[tuple[DomainKind, tuple[Slot, ...]]],
+    budget: int,
+) -> Candidate | str | None:
+    """The candidate with all replicas that fit with one cut of the layers; else the law; None: there is no place."""
+    layers: tuple[int, ...] | None = None
+    kept: list[tuple[DomainKind, tuple[Slot, ...]]] = []
+    dp, worst_room, law = 0, None, None
+    memory: tuple[StageMemory, ...] = ()
+    wanted = budget // shape.gpus_per_replica
+    for kind, patterns in runs:
+        fitting = []
+        for slot in patterns:
+            capacity = tuple(min(kind.domains[d].usable_bytes[i] for i in group) for d, group in slot.stages)
+            cut = layers or _cut_layers(model, shape, capacity, traits)
+            stages = _stage_memory(model, workload, traits, shape, cut, capacity)
+            short = next((s for s, m in enumerate(stages) if not m.fits), None)
+            if short is not None:
+                law = law or _too_small(shape, stages[short], short)
+                continue
+            layers = cut
+            fitting.append(slot)
+            concurrency = _max_concurrency(model, workload, shape, cut, stages)
+            if worst_room is None or concurrency < worst_room:
+                worst_room, memory = concurrency, stages
+        if fitting:
+            kept.append((kind, tuple(fitting)))
+            dp += len(fitting) * (len(kind.domains) // fitting[0].domains)
+    dp = min(dp, wanted)
+    if dp == 0 or layers is None or worst_room is None:
+        return law
+    memory = tuple(_with_load(model, workload, shape, layers, m, s, dp) for s, m in enumerate(memory))
+    paths = _slowest_paths(kept)
+    parallelism = Parallelism(shape.tp, shape.pp, dp, shape.ep, shape.attention_dp)
+    return Candidate(parallelism, tuple(kept), layers, memory, worst_room * dp, *paths)
+
+
+def _cut_layers(
+    model: ModelSpec, shape: Parallelism, capacity: tuple[int, ...], traits: EngineTraits
+) -> tuple[int, ...]:
+    """The engine's own cut on equal GPUs; else layers dealt one by one to the stage with the most room left."""
+    own = traits.split(model.layers, shape.pp)
+    if len(set(capacity)) == 1 and all(_stage_weights(model, shape, own, s) < capacity[s] for s in (0, shape.pp - 1)):
+        return own
+    counts = [1] * shape.pp
+    average = (
+        stage_weight_bytes(model, 0, model.layers, attention_tp=shape.attention_tp, tp=shape.tp, ep=shape.ep)
+        / model.layers
+    )
+    ends = [0.0] * shape.pp
+    for stage in {0, shape.pp - 1}:
+        ends[stage] = average * 2
+    for _ in range(model.layers - shape.pp):
+        room = [capacity[s] - ends[s] - counts[s] * average for s in range(shape.pp)]
+        counts[room.index(max(room))] += 1
+    return tuple(counts)
+
+
+def _stage_weights(model: ModelSpec, shape: Parallelism, layers: tuple[int, ...], stage: int) -> int:
+    first = sum(layers[:stage])
+    return stage_weight_bytes(
+        model, first, first + layers[stage], attention_tp=shape.attention_tp, tp=shape.tp, ep=shape.ep
+    )
+
+
+def _stage_memory(
+    model: ModelSpec,
+    workload: Workload,
+    traits: EngineTraits,
+    shape: Parallelism,
+    layers: tuple[int, ...],
+    capacity: tuple[int, ...],
+) -> tuple[StageMemory, ...]:
+    """Per stage, for its smallest GPU, with the KV of one whole sequence: the least that can serve at all."""
+    activations = activation_bytes(model, tokens=traits.max_batched_tokens, tp=shape.tp)
+    stages = []
+    for stage in range(shape.pp):
+        first = sum(layers[:stage])
+        stages.append(
+            StageMemory(
+                weights_bytes=_stage_weights(model, shape, layers, stage),
+                kv_bytes=sequence_bytes(
+                    model, first, first + layers[stage], tokens=workload.tokens, attention_tp=shape.attention_tp
+                ),
+                activation_bytes=activations,
+                overhead_bytes=overhead_bytes(shape.gpus_per_replica),
+                usable_bytes=capacity[stage],
+            )
+        )
+    return tuple(stages)
+
+
+def _with_load(
+    model: ModelSpec,
+    workload: Workload,
+    shape: Parallelism,
+    layers: tuple[int, ...],
+    one: StageMemory,
+    stage: int,
+    dp: int,
+) -> StageMemory:
+    """The stage's memory with the KV of its share of the workload, as much of it as there is room for."""
+    share = -(-workload.concurrency // (dp * shape.attention_dp))
+    room = one.usable_bytes - one.needed_bytes + one.kv_bytes
+    sequences = min(share, room // one.kv_bytes) if one.kv_bytes else share
+    return StageMemory(
+        one.weights_bytes, one.kv_bytes * sequences, one.activation_bytes, one.overhead_bytes, one.usable_bytes
+    )
+
+
+def _max_concurrency(
+    model: ModelSpec, workload: Workload, shape: Parallelism, layers: tuple[int, ...], stages: tuple[StageMemory, ...]
+) -> int:
+    """Whole sequences of the workload's length that one replica holds at once; the fullest stage decides."""
+    rooms = [(m.usable_bytes - m.needed_bytes + m.kv_bytes) // m.kv_bytes for m in stages if m.kv_bytes]
+    return min(rooms, default=1 << 20) * shape.attention_dp
+
+
+def _too_small(shape: Parallelism, memory: StageMemory, stage: int) -> str:
+    from probe.units import gigabytes
+
+    bound = f" of stage {stage}" if shape.pp > 1 else ""
+    return (
+        f"{shape.label}: needs {gigabytes(memory.needed_bytes)} on each GPU{bound} "
+        f"({gigabytes(memory.weights_bytes)} weights), the smallest has {gigabytes(memory.usable_bytes)} usable"
+    )
+
+
+def _slowest_paths(runs: list[tuple[DomainKind, tuple[Slot, ...]]]) -> tuple[Path | None, Path | None]:
+    """The slowest path inside the stages, and between neighbouring ones; a step to another domain is the network."""
+    inside: list[Path] = []
+    across: list[Path] = []
+    for kind, patterns in runs:
+        for slot in patterns:
+            for d, group in slot.stages:
+                if (path := kind.domains[d].slowest_path(group)) is not None:
+                    inside.append(path)
+            for (d, group), (next_d, next_group) in zip(slot.stages, slot.stages[1:], strict=False):
+                domain = kind.domains[d]
+                same = d == next_d
+                across.append(boundary(group, next_group, domain.path) if same else Path(PathKind.NET))
+    slowest = [max(paths, key=lambda p: p.slowness, default=None) for paths in (inside, across)]
+    return slowest[0], slowest[1]
+
+
+def _rank(c: Candidate, workload: Workload, has_fast_island: bool, *, mla: bool) -> tuple[object, ...]:
+    """Sorts candidates best first: one tuple of rules per objective, each term documented in docs/decide.md."""
+    p = c.parallelism
+    missing = max(0, workload.concurrency - c.max_concurrency)
+    experts = _expert_preference(c, workload, mla=mla)
+    if workload.objective is Objective.LATENCY:
+        if has_fast_island:
+            return (missing, not c.tp_is_fast, p.pp, -p.tp, experts, c.tp_distance)
+        return (missing, p.gpus_per_replica, p.pp, c.tp_distance, experts)
+    if has_fast_island:
+        return (missing, not c.is_roomy, -p.dp, -p.gpus, not c.tp_is_fast, p.pp, experts, c.tp_distance)
+    pairs_first = {2: 0, 1: 1}.get(p.tp, p.tp)
+    return (missing, -p.dp, p.gpus_per_replica > 1, -p.gpus, pairs_first, c.tp_distance, experts)
+
+
+def _expert_preference(c: Candidate, workload: Workload, *, mla: bool) -> int:
+    """0 is preferred. Published ratios of EP to plain TP: 1.02-1.78 with MLA, 0.56-1.04 without (docs/decide.md)."""
+    p = c.parallelism
+    if not mla or workload.objective is Objective.LATENCY or not c.tp_is_fast:
+        return 0 if p.ep == 1 else 1
+    return 0 if p.attention_dp > 1 else 1 if p.ep > 1 else 2
+
+
+def _no_plan(model: ModelSpec, refused: list[tuple[Parallelism, str]], gpus: int, topology: Topology) -> str:
+    if all(g.memory_bytes is None for node in topology.nodes for g in node.shape.gpus):
+        return "the memory of the GPUs is not known"
+    tried = "; ".join(dict.fromkeys(law for _, law in reversed(refused[-3:]))) or "no group of GPUs can be formed"
+    return f"no legal plan for {model.name} on {gpus} GPUs: {tried}"
+
+
+def _no_plan_cure(refused: list[tuple[Parallelism, str]]) -> str:
+    if any("usable" in law for _, law in refused):
+        return "Use more or larger GPUs, a quantised model, or shorter sequences; --gpu-memory corrects wrong sizes."
+    return "Name the GPUs with --gpu-model or --gpu-memory, or use another number of GPUs."
+
+
+def materialise(candidate: Candidate) -> Iterator[tuple[tuple[GpuRef, ...], ...]]:
+    """The candidate's replicas as stages of GpuRefs, as many as its dp."""
+    left = candidate.parallelism.dp
+    for kind, patterns in candidate.runs:
+        placed = [place(kind, slot) for slot in patterns]
+        for stages_of_slots in zip(*placed, strict=True):
+            for stages in stages_of_slots:
+                if left == 0:
+                    return
+                yield stages
+                left -= 1
