@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-MODEL ?= llama-3.1-70b
-EXAMPLE ?= machine:a100-pcie-pairs-8
+MODEL ?= qwen3-32b
+EXAMPLE ?= machine:3090-bridges-4
 
 .PHONY: setup run test check check-all bench clean
 
@@ -18,7 +18,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 # The main job: this machine's plan; without a GPU it says so and plans on a shipped example machine.
 run: setup
 	@$(BIN)/wirelore plan $(MODEL) || { code=$$?; [ $$code -eq 4 ] || exit $$code; \
-	  echo; echo "No GPU here, so the example machine $(EXAMPLE) instead:"; echo; \
+	  echo; echo "No GPU here, so the same on a shipped example, $(EXAMPLE):"; echo; \
 	  $(BIN)/wirelore plan $(MODEL) --from $(EXAMPLE); }
 
 test: setup

@@ -1,0 +1,99 @@
+"""How long the command takes, as whole processes: medians of 10 runs, with the peak memory of the process.
+
+Cases: plan_text (a text matrix to flags), probe_nvml (the fake driver with 8 GPUs), plan_cluster (2,048 nodes, and how
+time grows from 64 nodes on). Prints a table and one `name: value` line per figure; exits 1 where a bar isn't reached.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "tests"))
+
+RUNS = 10
+MODEL = "llama-3.1-70b"
+WIRELORE = Path(sys.executable).parent / "wirelore"
+
+TOPO = "\t" + "\t".join([*(f"GPU{i}" for i in range(8)), "NIC0", "CPU Affinity", "NUMA Affinity", "GPU NUMA ID"])
+
+
+def matrix() -> str:
+    """An HGX H100 as `nvidia-smi topo -m` prints it, with names as collect_env does."""
+    rows = [TOPO]
+    for a in range(8):
+        cells = [" X " if a == b else "NV18" for b in range(8)]
+        rows.append("\t".join([f"GPU{a}", *cells, "PXB" if a < 4 else "SYS", "0-55", "0", "N/A"]))
+    rows.append("\t".join(["NIC0", *("PXB" if a < 4 else "SYS" for a in range(8)), " X "]))
+    names = "\n".join(f"GPU {i}: NVIDIA H100 80GB HBM3" for i in range(8))
+    return (
+        names
+        + "\n\n"
+        + "\n".join(rows)
+        + "\n\nLegend:\n\n  X    = Self\n  NV#  = Connection traversing a bonded set of # NVLinks\n"
+    )
+
+
+def run(arguments: list[str], environment: dict[str, str]) -> tuple[float, float]:
+    """Wall seconds and peak MB of one process."""
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [str(WIRELORE), *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    assert process.stderr is not None
+    errors = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"wirelore {' '.join(arguments)}: exit {process.returncode}: {errors.decode()}")
+    return seconds, usage.ru_maxrss / 1024
+
+
+def main() -> int:
+    from fake_nvml import build_fake_nvml, fake_environment
+    from fake_nvml.machines import hgx_h100
+
+    with tempfile.TemporaryDirectory() as folder:
+        topo = Path(folder) / "topo.txt"
+        topo.write_text(matrix(), encoding="utf-8")
+        plain = {**os.environ, "HF_HOME": folder}
+        library = build_fake_nvml(Path(folder))
+        fake = {**plain, **fake_environment(library, hgx_h100().write(Path(folder) / "hgx.nvml"))}
+        cases = {
+            "plan_text": (["plan", MODEL, "--from", str(topo), "--format", "flags"], plain, 0.25, 45.0),
+            "probe_nvml": (["probe"], fake, 0.30, None),
+            **{
+                f"plan_cluster_{n}": (["plan", MODEL, "--from", f"machine:{n}xhgx-h100"], plain, bar, None)
+                for n, bar in ((64, None), (256, None), (1024, None), (2048, 2.0))
+            },
+        }
+        print(f"{'case':<20}{'median s':>10}{'bar s':>8}{'min':>8}{'max':>8}{'peak MB':>9}{'bar MB':>8}")
+        missed, medians, lines = [], {}, []
+        for name, (arguments, environment, bar_s, bar_mb) in cases.items():
+            run(arguments, environment)
+            seconds, peaks = zip(*(run(arguments, environment) for _ in range(RUNS)), strict=True)
+            medians[name], peak = statistics.median(seconds), max(peaks)
+            print(
+                f"{name:<20}{medians[name]:>10.3f}{bar_s or '-':>8}{min(seconds):>8.3f}{max(seconds):>8.3f}"
+                f"{peak:>9.1f}{bar_mb or '-':>8}"
+            )
+            lines += [f"{name}_s: {medians[name]:.3f}", f"{name}_peak_mb: {peak:.1f}"]
+            missed += [name] * ((bar_s is not None and medians[name] > bar_s) + (bar_mb is not None and peak > bar_mb))
+        growth = medians["plan_cluster_2048"] / medians["plan_cluster_64"]
+        lines.append(f"plan_cluster_growth_64_to_2048: {growth:.2f}")
+        missed += ["plan_cluster grows faster than the node count"] * (growth > 2048 / 64)
+        print("\n" + "\n".join(lines))
+        for name in missed:
+            print(f"bar not reached: {name}", file=sys.stderr)
+        return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
