@@ -23,6 +23,8 @@ from probe.measurement import Survey
 from probe.topology import GpuRef, GpuStatus, Origin, Provenance, Topology
 from probe.units import count
 
+_BFLOAT16_SINCE = (8, 0)
+"""Ampere; CUDA C++ Programming Guide, arithmetic instructions by compute capability."""
 _LONGEST_CONTEXT = 1 << 20
 MAX_ALTERNATIVES = 12
 """As many losers as a person reads; the runner-up comes first."""
@@ -78,6 +80,7 @@ def plan(
             len({g.name for g in shape.gpus}) > 1 for shape in {id(n.shape): n.shape for n in topology.nodes}.values()
         ),
         uses_mig=any(topology.state(ref).mig_instances for replica in replicas for ref in replica.gpus),
+        half_precision=model.dtype == "bfloat16" and any(_before_bfloat16(topology, r) for r in replicas),
         hostnames=tuple(node.hostname for node in topology.nodes),
     )
 
@@ -88,6 +91,11 @@ def _gpu_order(topology: Topology, replicas: tuple[Replica, ...]) -> tuple[tuple
         for ref in replica.gpus:
             order[ref.node].append(ref.gpu)
     return tuple(tuple(used) for used in order)
+
+
+def _before_bfloat16(topology: Topology, replica: Replica) -> bool:
+    capabilities = (topology.gpu(ref).compute_capability for ref in replica.gpus)
+    return any(c is not None and c < _BFLOAT16_SINCE for c in capabilities)
 
 
 def _device_uuid(topology: Topology, ref: GpuRef) -> str | None:

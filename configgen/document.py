@@ -51,6 +51,7 @@ class PlanDocument(msgspec.Struct, frozen=True, kw_only=True):
     custom_all_reduce: bool
     mixed_gpus: bool
     uses_mig: bool
+    half_precision: bool
     predictions: Predictions
     confidence: str
     reasons: tuple[Reason, ...]

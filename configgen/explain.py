@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from configgen.model import ModelSpec
 from configgen.plan import EngineTraits, Objective, Parallelism, Reason, Workload
-from configgen.search import Candidate, Field
+from configgen.search import USEFUL_BATCH, Candidate, Field
 from probe.topology import PathKind, Provenance, Topology
 from probe.units import count, gigabytes, parameters
 
@@ -59,14 +59,17 @@ def lost_by(loser: Candidate, chosen: Candidate, workload: Workload, has_fast_is
     a, b = loser.parallelism, chosen.parallelism
     if loser.max_concurrency < min(workload.concurrency, chosen.max_concurrency):
         return f"holds {loser.max_concurrency} of {workload.concurrency} concurrent sequences"
-    if workload.objective is not Objective.LATENCY and has_fast_island and chosen.is_roomy and not loser.is_roomy:
-        return "leaves less room for KV than the weights take: batches stay small"
+    saturated = "concurrency" in workload.assumed and workload.objective is not Objective.LATENCY
+    if saturated and has_fast_island and loser.batch < min(USEFUL_BATCH, chosen.batch):
+        return f"KV room for {count(loser.batch, 'sequence')} per replica: each step would read all weights for few"
     if not loser.tp_is_fast and chosen.tp_is_fast:
         return f"its all-reduce would cross {_label(loser)}, outside every fast island"
+    if workload.objective is Objective.LATENCY and a.pp != b.pp:
+        return "more stages in a row"
     if workload.objective is Objective.LATENCY:
-        if not has_fast_island and a.gpus_per_replica > b.gpus_per_replica:
-            return "more GPUs per replica: each all-reduce or hand-over crosses PCIe"
-        return "more stages in a row" if a.pp > b.pp else "fewer GPUs share each token's work"
+        if a.tp > b.tp:
+            return "more GPUs in each all-reduce than pay for it"
+        return "fewer GPUs share each token's work" if a.tp < b.tp else "prefers another cut inside the stage"
     if a.attention_dp < b.attention_dp and (a.tp, a.pp, a.dp) == (b.tp, b.pp, b.dp):
         return "copies MLA's KV to every rank of a stage"
     if (a.tp, a.pp, a.dp) == (b.tp, b.pp, b.dp):

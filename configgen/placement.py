@@ -100,6 +100,8 @@ def slots(kind: DomainKind, tp: int, pp: int) -> tuple[Slot, ...]:
     groups = kind.sample.groups(tp)
     if not groups or (kind.alone and tp * pp > 1):
         return ()
+    if pp == 1:
+        return tuple(Slot(((0, group),)) for group in sorted(groups))
     if pp <= len(groups):
         return tuple(
             Slot(tuple((0, g) for g in groups[first : first + pp])) for first in range(0, len(groups) - pp + 1, pp)

@@ -218,6 +218,8 @@ class Plan:
     mixed_gpus: bool = False
     """Whether a node mixes GPU models, so that CUDA's default order may differ from the driver's."""
     uses_mig: bool = False
+    half_precision: bool = False
+    """Whether a GPU that is used has no bfloat16 (compute capability below 8.0) while the model is in it."""
 
     def __post_init__(self) -> None:
         p = self.parallelism

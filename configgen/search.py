@@ -7,9 +7,10 @@ a measurement has to settle it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import floor
+from math import ceil, floor, log2
 
 from configgen.laws import tensor_parallel_laws
 from configgen.memory import (
@@ -26,9 +27,15 @@ from probe.errors import NoPlanError
 from probe.islands import islands
 from probe.measurement import Survey
 from probe.topology import GpuRef, Path, PathKind, Topology
+from probe.units import count, gigabytes
 
 MAX_STAGES = 64
 """Deeper pipelines than any published serving set-up; bounds the search on large clusters."""
+
+
+USEFUL_BATCH = 32
+"""Sequences a replica should hold where nobody told the load: a tenth of the batch at which decoding turns from
+memory to compute bound (H100: 989e12 FLOP/s / 3.35e12 B/s = 295), below which each step reads weights for few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +70,9 @@ class Candidate:
         return self.tp_path.kind.distance if self.tp_path else 0
 
     @property
-    def is_roomy(self) -> bool:
-        """KV room of at least the weights' size: a full batch then reads no more weights than KV in a decode step."""
-        return all(m.usable_bytes - m.needed_bytes + m.kv_bytes >= m.weights_bytes for m in self.memory)
+    def batch(self) -> int:
+        """Sequences of the workload's length that one replica holds."""
+        return self.max_concurrency // self.parallelism.dp
 
 
 @dataclass(frozen=True)
@@ -100,9 +107,15 @@ def search(
                 continue
             candidates += _with_stages(model, workload, traits, kinds, inner, budget, refused)
     if not candidates:
-        raise NoPlanError(_no_plan(model, refused, total, topology), cure=_no_plan_cure(refused))
-    ordered = sorted(candidates, key=lambda c: _rank(c, workload, has_fast_island, mla=model.mla is not None))
-    return Field(tuple(ordered), tuple(refused), has_fast_island)
+        raise NoPlanError(_no_plan(model, refused, budget, topology), cure=_no_plan_cure(refused))
+    judge = _Judge(
+        workload=workload,
+        has_fast_island=has_fast_island,
+        batch=USEFUL_BATCH if "concurrency" in workload.assumed else 1,
+        largest_all_reduce=max(traits.custom_all_reduce_sizes, default=largest),
+        mla=model.mla is not None,
+    )
+    return Field(tuple(sorted(candidates, key=judge.rank)), tuple(refused), has_fast_island)
 
 
 def usable_bytes(topology: Topology, ref: GpuRef, traits: EngineTraits) -> int:
@@ -186,6 +199,9 @@ def _fit(
     for kind, patterns in runs:
         fitting = []
         for slot in patterns:
+            if (uneven := _uneven_nodes(kind, slot)) is not None:
+                law = law or f"{shape.label}: {uneven}"
+                continue
             capacity = tuple(min(kind.domains[d].usable_bytes[i] for i in group) for d, group in slot.stages)
             cut = layers or _cut_layers(model, shape, capacity, traits)
             stages = _stage_memory(model, workload, traits, shape, cut, capacity)
@@ -208,6 +224,14 @@ def _fit(
     paths = _slowest_paths(kept)
     parallelism = Parallelism(shape.tp, shape.pp, dp, shape.ep, shape.attention_dp)
     return Candidate(parallelism, tuple(kept), layers, memory, worst_room * dp, *paths)
+
+
+def _uneven_nodes(kind: DomainKind, slot: Slot) -> str | None:
+    """Engines start the same number of ranks on every node of a replica; says so where the slot would not."""
+    ranks = Counter(kind.domains[d].gpus[i].node for d, group in slot.stages for i in group)
+    if len(set(ranks.values())) == 1:
+        return None
+    return f"a replica needs as many GPUs on each of its nodes, here {', '.join(map(str, ranks.values()))}"
 
 
 def _cut_layers(
@@ -292,8 +316,6 @@ def _max_concurrency(
 
 
 def _too_small(shape: Parallelism, memory: StageMemory, stage: int) -> str:
-    from probe.units import gigabytes
-
     bound = f" of stage {stage}" if shape.pp > 1 else ""
     return (
         f"{shape.label}: needs {gigabytes(memory.needed_bytes)} on each GPU{bound} "
@@ -318,34 +340,50 @@ def _slowest_paths(runs: list[tuple[DomainKind, tuple[Slot, ...]]]) -> tuple[Pat
     return slowest[0], slowest[1]
 
 
-def _rank(c: Candidate, workload: Workload, has_fast_island: bool, *, mla: bool) -> tuple[object, ...]:
-    """Sorts candidates best first: one tuple of rules per objective, each term documented in docs/decide.md."""
-    p = c.parallelism
-    missing = max(0, workload.concurrency - c.max_concurrency)
-    experts = _expert_preference(c, workload, mla=mla)
-    if workload.objective is Objective.LATENCY:
-        if has_fast_island:
-            return (missing, not c.tp_is_fast, p.pp, -p.tp, experts, c.tp_distance)
-        return (missing, p.gpus_per_replica, p.pp, c.tp_distance, experts)
-    if has_fast_island:
-        return (missing, not c.is_roomy, -p.dp, -p.gpus, not c.tp_is_fast, p.pp, experts, c.tp_distance)
-    pairs_first = {2: 0, 1: 1}.get(p.tp, p.tp)
-    return (missing, -p.dp, p.gpus_per_replica > 1, -p.gpus, pairs_first, c.tp_distance, experts)
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    """The rules of docs/decide.md as sort keys: the first term in which two candidates differ decides."""
 
+    workload: Workload
+    has_fast_island: bool
+    batch: int
+    """Sequences that a replica should hold at least."""
+    largest_all_reduce: int
+    """Beyond it the engine falls back to a library whose start-up time grows with the group."""
+    mla: bool
 
-def _expert_preference(c: Candidate, workload: Workload, *, mla: bool) -> int:
-    """0 is preferred. Published ratios of EP to plain TP: 1.02-1.78 with MLA, 0.56-1.04 without (docs/decide.md)."""
-    p = c.parallelism
-    if not mla or workload.objective is Objective.LATENCY or not c.tp_is_fast:
-        return 0 if p.ep == 1 else 1
-    return 0 if p.attention_dp > 1 else 1 if p.ep > 1 else 2
+    def rank(self, c: Candidate) -> tuple[object, ...]:
+        p = c.parallelism
+        starved = self._starved(c)
+        experts = self._expert_preference(c)
+        if self.workload.objective is Objective.LATENCY:
+            if self.has_fast_island:
+                beyond = max(0, p.tp - self.largest_all_reduce)
+                return (starved, not c.tp_is_fast, p.pp, beyond, -p.tp, experts, c.tp_distance)
+            return (starved, p.pp, p.gpus_per_replica, c.tp_distance, experts)
+        if self.has_fast_island:
+            return (starved, c.batch < self.batch, -p.dp, -p.gpus, not c.tp_is_fast, p.pp, experts, c.tp_distance)
+        pairs_first = {2: 0, 1: 1}.get(p.tp, p.tp)
+        return (starved, -p.dp, p.gpus_per_replica > 1, -p.gpus, pairs_first, c.tp_distance, experts)
+
+    def _starved(self, c: Candidate) -> int:
+        """How often the load must be halved until it fits: a few sequences more or less decide nothing."""
+        return max(0, ceil(log2(self.workload.concurrency / max(1, c.max_concurrency))))
+
+    def _expert_preference(self, c: Candidate) -> int:
+        """0 is preferred. Published ratios of EP to plain TP: 1.02-1.78 with MLA, 0.56-1.04 without it."""
+        p = c.parallelism
+        if not self.mla or self.workload.objective is Objective.LATENCY or not c.tp_is_fast:
+            return 0 if p.ep == 1 else 1
+        return 0 if p.attention_dp > 1 else 1 if p.ep > 1 else 2
 
 
 def _no_plan(model: ModelSpec, refused: list[tuple[Parallelism, str]], gpus: int, topology: Topology) -> str:
     if all(g.memory_bytes is None for node in topology.nodes for g in node.shape.gpus):
         return "the memory of the GPUs is not known"
-    tried = "; ".join(dict.fromkeys(law for _, law in reversed(refused[-3:]))) or "no group of GPUs can be formed"
-    return f"no legal plan for {model.name} on {gpus} GPUs: {tried}"
+    widest = sorted(refused, key=lambda r: -r[0].gpus_per_replica)
+    laws = list(dict.fromkeys(law for _, law in widest))[:3]
+    return f"no legal plan for {model.name} on {count(gpus, 'GPU')}: {'; '.join(laws) or 'no group can be formed'}"
 
 
 def _no_plan_cure(refused: list[tuple[Parallelism, str]]) -> str:

@@ -109,6 +109,8 @@ def _tuning_flags(plan: Plan) -> Iterator[Flag]:
             ("--gpu-memory-utilization", f"{plan.memory_utilization:.2f}"),
             "other processes hold the rest of the memory",
         )
+    if plan.half_precision:
+        yield Flag(("--dtype", "half"), "a GPU older than Ampere has no bfloat16")
     fits = plan.predictions.max_context
     if fits is not None and plan.model.max_context is not None and fits < plan.model.max_context:
         yield Flag(

@@ -28,7 +28,7 @@ def with_told(topology: Topology, *, gpu_model: str | None = None, gpu_memory: s
         origins.append(Origin("gpus.memory_bytes", Provenance.ASSUMED, "told by --gpu-memory"))
     shapes: dict[tuple[int, tuple[int, ...]], NodeShape] = {}
     nodes: list[Node] = []
-    looked_up: set[str] = set()
+    filled: set[tuple[str, str]] = set()
     place = 0
     for node in topology.nodes:
         n = len(node.gpus)
@@ -36,14 +36,14 @@ def with_told(topology: Topology, *, gpu_model: str | None = None, gpu_memory: s
         place += n
         key = (id(node.shape), own)
         if key not in shapes:
-            shapes[key] = _told_shape(node.shape, figures, own, looked_up)
+            shapes[key] = _told_shape(node.shape, figures, own, filled)
         nodes.append(replace(node, shape=shapes[key]))
-    if figures and figures.name in looked_up:
-        origins.append(Origin("gpus.name", Provenance.ASSUMED, "told by --gpu-model"))
-    for name in sorted(looked_up):
+    for fact, name in sorted(filled):
         found = gpu_figures(name)
-        if found is not None and not amounts:
-            origins.append(Origin("gpus.memory_bytes", Provenance.CATALOG, f"{found.name}: {found.source}"))
+        if fact == "gpus.name":
+            origins.append(Origin(fact, Provenance.ASSUMED, "told by --gpu-model"))
+        elif found is not None:
+            origins.append(Origin(fact, Provenance.CATALOG, f"{found.name}: {found.source}"))
     return replace(topology, nodes=tuple(nodes), provenance=tuple(dict.fromkeys(origins)))
 
 
@@ -60,18 +60,25 @@ def _told_model(gpu_model: str | None) -> GpuFigures | None:
 
 
 def _told_shape(
-    shape: NodeShape, figures: GpuFigures | None, amounts: tuple[int, ...], looked_up: set[str]
+    shape: NodeShape, figures: GpuFigures | None, amounts: tuple[int, ...], filled: set[tuple[str, str]]
 ) -> NodeShape:
+    """The shape with what is absent filled in; `filled` collects (fact, GPU name) of each."""
     gpus = []
     for gpu in shape.gpus:
         name = gpu.name or (figures.name if figures else None)
+        found = gpu_figures(name)
         memory = amounts[gpu.index] if amounts else gpu.memory_bytes
-        if name is not None and memory is None and (found := gpu_figures(name)) is not None:
-            memory = found.memory_bytes
-            looked_up.add(name)
-        if figures and gpu.name is None:
-            looked_up.add(figures.name)
-        gpus.append(replace(gpu, name=name, memory_bytes=memory))
+        capability = gpu.compute_capability
+        if name is not None and gpu.name is None:
+            filled.add(("gpus.name", name))
+        if name is not None and found is not None:
+            if memory is None:
+                memory = found.memory_bytes
+                filled.add(("gpus.memory_bytes", name))
+            if capability is None and found.compute_capability is not None:
+                capability = found.compute_capability
+                filled.add(("gpus.compute_capability", name))
+        gpus.append(replace(gpu, name=name, memory_bytes=memory, compute_capability=capability))
     return replace(shape, gpus=tuple(gpus))
 
 
