@@ -166,7 +166,7 @@ def _alternatives(field: Field, workload: Workload) -> tuple[Alternative, ...]:
 def _degraded(topology: Topology, workload: Workload, chosen: Candidate, limits: Limits) -> list[str]:
     texts = []
     if workload.max_ttft_s or workload.max_tpot_s:
-        texts.append("limits on TTFT and TPOT cannot be checked before the wires are measured (`wirelore measure`)")
+        texts.append("limits on TTFT and TPOT cannot be checked: nothing is measured")
     if chosen.max_concurrency < workload.concurrency:
         texts.append(
             f"memory holds {chosen.max_concurrency} of {workload.concurrency} concurrent sequences of "

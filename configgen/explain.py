@@ -12,10 +12,11 @@ from probe.units import count, gigabytes, parameters
 
 
 def provenance_of(topology: Topology, fact: str) -> Provenance:
-    """The weakest provenance among the origins of a fact; assumed where nothing told it."""
+    """The weakest provenance among the origins of a fact, or else of what it is part of; assumed where none told it."""
     order = (Provenance.MEASURED, Provenance.READ, Provenance.CATALOG, Provenance.ASSUMED)
-    told = [o.provenance for o in topology.provenance if o.fact == fact]
-    return max(told, key=order.index, default=Provenance.ASSUMED)
+    exact = [o.provenance for o in topology.provenance if o.fact == fact]
+    whole = [o.provenance for o in topology.provenance if fact.startswith(f"{o.fact}.")]
+    return max(exact or whole, key=order.index, default=Provenance.ASSUMED)
 
 
 def reasons(
@@ -33,11 +34,12 @@ def reasons(
         yield Reason("replicas", _replicas(workload, p), Provenance.ASSUMED)
     if model.moe is not None and p.tp > 1:
         yield _experts(model, p)
-    if not field.has_fast_island and topology.gpu_count > 1:
+    latency = workload.objective is Objective.LATENCY
+    if not field.has_fast_island and topology.gpu_count > 1 and (p.gpus_per_replica > 1 or latency):
         yield Reason(
             "pcie-only",
             f"no two GPUs are joined by a fast fabric{_hidden(topology)}: only a measurement can settle TP against PP "
-            "here (`wirelore measure`); until then the smallest replica that fits is the cautious choice",
+            "here; until then the smallest replica that fits is the cautious choice",
             paths,
         )
     if p.attention_tp > 1 and not custom_all_reduce(chosen, traits):

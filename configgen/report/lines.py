@@ -30,6 +30,8 @@ def gpus_line(topology: Topology) -> str:
 def islands_line(topology: Topology) -> str:
     """'1 island of 8 (NV18)', '4 islands of 2 (NV4)', 'no fast fabric'."""
     kinds = Counter((len(i.members), i.bottleneck.label) for i in islands(topology) if i.bottleneck)
+    if topology.gpu_count == 1:
+        return "a single GPU"
     if not kinds:
         seen = all(node.shape.nvlink_visible for node in topology.nodes)
         return "no fast fabric between GPUs" if seen else "NVLink is not visible in this input"

@@ -220,7 +220,7 @@ def _picture(plan: Plan, topology: Topology) -> Padding:
         for stage in replica.stages:
             nodes = list(dict.fromkeys(ref.node for ref in stage))
             parts = [
-                (f"node {node}: " if len(topology.nodes) > 1 else "GPUs ")
+                (f"node {node}: " if len(topology.nodes) > 1 else ("GPUs " if len(stage) > 1 else "GPU "))
                 + " ".join(str(ref.gpu) for ref in stage if ref.node == node)
                 for node in nodes
             ]
