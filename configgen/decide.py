@@ -8,15 +8,17 @@ from configgen.explain import custom_all_reduce, lost_by, provenance_of, reasons
 from configgen.memory import sequence_bytes
 from configgen.model import ModelSpec
 from configgen.plan import (
+    NO_LIMITS,
     Alternative,
     EngineTraits,
+    Limits,
     Plan,
     PlannedModel,
     Predictions,
     Replica,
     Workload,
 )
-from configgen.search import NO_LIMITS, Candidate, Field, Limits, materialise, memory_utilization, search
+from configgen.search import Candidate, Field, materialise, memory_utilization, search
 from probe.errors import UsageError
 from probe.islands import fingerprint
 from probe.measurement import Survey

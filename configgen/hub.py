@@ -18,6 +18,7 @@ from probe.errors import ModelError, one_line
 LARGEST_CONFIG_BYTES = 4 << 20
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 _REVISION = re.compile(r"[\w.-]{1,128}", re.ASCII)
+_WEIGHTS = ("*.safetensors", "*.bin")
 _TABLE = Path(__file__).with_name("models.json")
 _PATH_CURE = "Give a directory with a config.json, a config.json, or a model's name; `wirelore models` lists names."
 
@@ -39,7 +40,7 @@ def load_model(name: str, *, offline: bool = False) -> ModelSpec:
     Raises ModelError with what to do where nothing is found or a config cannot be read.
     """
     offline = offline or os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-    if not name.strip() or len(name) > 4096 or "\0" in name:
+    if not name.strip() or len(name) > 4096 or "\0" in name or name != name.encode(errors="ignore").decode():
         raise ModelError(f"{one_line(name, 80)!r} is no name of a model", cure=_PATH_CURE)
     path = Path(name).expanduser() if name.startswith("~/") else Path(name)
     if _exists(path):
@@ -116,8 +117,11 @@ def _from_path(path: Path) -> ModelSpec:
     config = path / "config.json" if path.is_dir() else path
     if not _exists(config):
         raise ModelError(f"{path} has no config.json", cure=_PATH_CURE)
+    source = f"config.json at {config}"
+    if any(True for suffix in _WEIGHTS for _ in config.parent.glob(suffix)):
+        return _from_files(config, str(config.parent.absolute()), source)  # the engine must find the weights again
     name = path.name if path.is_dir() else path.stem if path.stem != "config" else path.resolve().parent.name
-    return _from_files(config, name.replace("--", "/", 1) or str(path), f"config.json at {config}")
+    return _from_files(config, name.replace("--", "/", 1) or str(path), source)
 
 
 def _from_files(config: Path, name: str, source: str) -> ModelSpec:

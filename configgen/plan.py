@@ -41,6 +41,17 @@ class Workload:
         return self.input_tokens + self.output_tokens
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much of the topology may be used: the first `nodes` nodes, at most `gpus` GPUs."""
+
+    gpus: int | None = None
+    nodes: int | None = None
+
+
+NO_LIMITS = Limits()
+
+
 class LayerSplit(str, Enum):
     """Which stages an engine gives the extra layers to, where layers don't divide by stages."""
 

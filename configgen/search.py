@@ -22,7 +22,7 @@ from configgen.memory import (
 )
 from configgen.model import ModelSpec
 from configgen.placement import DomainKind, Slot, boundary, domain_kinds, mixed_slot, place, slots
-from configgen.plan import EngineTraits, Objective, Parallelism, Workload
+from configgen.plan import NO_LIMITS, EngineTraits, Limits, Objective, Parallelism, Workload
 from probe.errors import NoPlanError
 from probe.islands import islands
 from probe.measurement import Survey
@@ -36,17 +36,6 @@ MAX_STAGES = 64
 USEFUL_BATCH = 32
 """Sequences a replica should hold where nobody told the load: a tenth of the batch at which decoding turns from
 memory to compute bound (H100: 989e12 FLOP/s / 3.35e12 B/s = 295), below which each step reads weights for few."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much of the topology may be used: the first `nodes` nodes, at most `gpus` GPUs."""
-
-    gpus: int | None = None
-    nodes: int | None = None
-
-
-NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True)

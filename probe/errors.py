@@ -49,5 +49,10 @@ class NoGpuError(WireloreError):
 
 def one_line(text: str, limit: int = 400) -> str:
     """Hostile text made fit for a terminal line: no control characters, bounded length."""
-    clean = " ".join("".join(c if c.isprintable() else " " for c in text[: limit * 4]).split())
+    clean = " ".join(printable(text[: limit * 4]).split())
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+
+
+def printable(text: str) -> str:
+    """The same text with a blank for every control character."""
+    return "".join(c if c.isprintable() else " " for c in text)

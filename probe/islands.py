@@ -14,6 +14,9 @@ _CLIQUE_STEPS = 5_000
 """Steps after which the search for maximal cliques stops: several times what the worst graph of 16 GPUs takes
 (3^(16/3) = 350 cliques), and still well below a second."""
 
+_LARGEST_PARTIAL_MESH = 32
+"""GPUs of a component that is no clique, up to which the largest clique is found exactly; real ones have up to 16."""
+
 
 @dataclass(frozen=True, slots=True)
 class Island:
@@ -239,8 +242,23 @@ def _components_or_cliques(neighbours: Sequence[int], among: int) -> list[int]:
     found = []
     for component in _components(neighbours, among):
         within = [mask & component for mask in neighbours]
-        found += [component] if _is_clique(within, component) else maximal_cliques(within, component)
+        if _is_clique(within, component):
+            found.append(component)
+        elif component.bit_count() > _LARGEST_PARTIAL_MESH:
+            found.append(_grown_clique(within, component))
+        else:
+            found += maximal_cliques(within, component)
     return found
+
+
+def _grown_clique(neighbours: Sequence[int], among: int) -> int:
+    """One maximal clique, grown from the vertex with the most neighbours: enough where trying all takes too long."""
+    clique = 0
+    while among:
+        best = max(_bits(among), key=lambda v: (neighbours[v] & among).bit_count())
+        clique |= 1 << best
+        among &= neighbours[best]
+    return clique
 
 
 def _is_clique(neighbours: Sequence[int], members: int) -> bool:

@@ -35,6 +35,7 @@ from probe.topology import (
 )
 
 SCHEMA_VERSION = 1
+MAX_GPUS_PER_NODE = 128
 
 
 class _Document(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,9 +156,9 @@ def decode_survey(data: bytes, *, where: str) -> Survey:
             raise SourceError(
                 f"{where} is JSON, but no wirelore document", cure="Give what `wirelore probe -o FILE` wrote."
             )
-        if head.schema_version > SCHEMA_VERSION:
+        if not 1 <= head.schema_version <= SCHEMA_VERSION:
             raise SourceError(
-                f"{where} has schema version {head.schema_version}, this program reads up to {SCHEMA_VERSION}",
+                f"{where} has schema version {head.schema_version}, this program reads 1 to {SCHEMA_VERSION}",
                 cure="Update wirelore.",
             )
         if head.topology is msgspec.UNSET:
@@ -310,6 +311,8 @@ def _topology(document: TopologyDocument) -> Topology:
 
 def _node(document: NodeDocument, where: str) -> Node:
     n = len(document.gpus)
+    if n > MAX_GPUS_PER_NODE:
+        raise ValueError(f"{where}.gpus: a node has at most {MAX_GPUS_PER_NODE} GPUs, not {n}")
     expected = [(a, b) for a in range(n) for b in range(a + 1, n)]
     if sorted((p.a, p.b) for p in document.paths) != expected:
         raise ValueError(f"{where}.paths: {n} GPUs need each pair a < b exactly once")

@@ -6,19 +6,23 @@ from pathlib import Path
 
 import click
 
+from configgen.cli.options import flags_line
 from configgen.document import decode_plan
 from configgen.engines.rules import engine_traits
 from configgen.engines.vllm import vllm_launch
-from probe.errors import UsageError
+from probe.errors import UsageError, one_line
+from probe.units import count
 
 _PLAN_LIMIT_BYTES = 64 << 20
 
 
 @click.command("emit")
-@click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
+@click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path, readable=False))
 @click.option("--engine", metavar="NAME[@VERSION]", help="Engine to write for; by default the plan's own.")
 @click.option("--target", type=click.Choice(["flags", "shell"]), default="shell", show_default=True, help="Form.")
-@click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path), help="Folder to write into.")
+@click.option(
+    "-o", "--output", metavar="DIR", type=click.Path(path_type=Path, readable=False), help="Folder to write into."
+)
 def emit_command(plan_file: Path, engine: str | None, target: str, output: Path | None) -> None:
     """Write PLAN (from `wirelore plan -o plan.json`) as launch commands: one line of flags, or a script per node."""
     plan = decode_plan(_read(plan_file), where=str(plan_file))
@@ -29,11 +33,7 @@ def emit_command(plan_file: Path, engine: str | None, target: str, output: Path 
         )
     launch = vllm_launch(plan)
     if target == "flags":
-        if launch.one_line is None:
-            raise UsageError(
-                f"one line of flags cannot say this plan: {launch.not_one_line_because}", cure="Use --target shell."
-            )
-        click.echo(" ".join(launch.one_line))
+        click.echo(flags_line(launch))
         return
     from configgen.deploy.shell import shell_scripts
 
@@ -51,7 +51,7 @@ def emit_command(plan_file: Path, engine: str | None, target: str, output: Path 
         raise UsageError(f"cannot make {output}: {error.strerror}", cure="Name a folder you can write to.") from error
     for name, text in scripts.items():
         write_atomically(output / name, text.encode())
-    click.echo(f"wrote {len(scripts)} scripts into {output}", err=True)
+    click.echo(f"wrote {count(len(scripts), 'script')} into {one_line(str(output))}", err=True)
 
 
 def _read(path: Path) -> bytes:

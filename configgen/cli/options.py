@@ -2,55 +2,69 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from probe.errors import UsageError
+from configgen.launch import Launch
+from probe.errors import UsageError, one_line
 from probe.topology import Topology
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def source_options(command: Command) -> Command:
-    """--from (several make one cluster), --gpu-model, --gpu-memory."""
-    for option in (
-        click.option("--gpu-memory", metavar="SIZE[,SIZE...]", help="Memory of the GPUs: 24GiB, or one size per GPU."),
-        click.option("--gpu-model", metavar="NAME", help="GPU model where the source names none, e.g. 'NVIDIA L40S'."),
-        click.option(
-            "--from",
-            "sources",
-            metavar="SRC",
-            multiple=True,
-            help="A file, '-' or machine:NAME instead of this machine; several make one cluster.",
-        ),
-    ):
-        command = option(command)
-    return command
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where the topology comes from: --from (several make one cluster), and what --gpu-model and --gpu-memory told."""
+
+    given: tuple[str, ...]
+    gpu_model: str | None
+    gpu_memory: str | None
+
+    def topology(self) -> Topology:
+        """The sources as one topology, with what the person told. Raises WireloreError."""
+        from probe.merge import merge_topologies
+        from probe.sources.registry import read_source
+        from probe.sources.told import with_told
+
+        if self.given.count("-") > 1:
+            raise UsageError("standard input can be read once", cure="Give --from - only once.")
+        parts = [read_source(source) for source in self.given] or [read_source(None)]
+        return with_told(merge_topologies(parts), gpu_model=self.gpu_model, gpu_memory=self.gpu_memory)
+
+
+def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --from, --gpu-model and --gpu-memory; the command gets them as `sources`."""
+
+    # "from" is a keyword, and the option's name must stay what is typed: WIRELORE_PLAN_FROM comes from it.
+    @click.option(
+        "--from",
+        metavar="SRC",
+        multiple=True,
+        help="A file, '-' or machine:NAME instead of this machine; several make one cluster.",
+    )
+    @click.option("--gpu-model", metavar="NAME", help="GPU model where the source names none, e.g. 'NVIDIA L40S'.")
+    @click.option("--gpu-memory", metavar="SIZE[,SIZE...]", help="Memory of the GPUs: 24GiB, or one size per GPU.")
+    @wraps(command)
+    def with_sources(*, gpu_model: str | None, gpu_memory: str | None, **others: Any) -> Any:
+        return command(sources=Sources(others.pop("from"), gpu_model, gpu_memory), **others)
+
+    return with_sources
 
 
 def output_option(command: Command) -> Command:
     decorate = click.option(
         "-o",
         "--output",
-        type=click.Path(path_type=Path),
+        type=click.Path(path_type=Path, readable=False),
         help="Write JSON here, atomically, instead of standard output.",
     )
     return decorate(command)
-
-
-def read_topology(sources: tuple[str, ...], gpu_model: str | None, gpu_memory: str | None) -> Topology:
-    """The sources as one topology, with what the person told."""
-    from probe.merge import merge_topologies
-    from probe.sources.registry import read_source
-    from probe.sources.told import with_told
-
-    if sources.count("-") > 1:
-        raise UsageError("standard input can be read once", cure="Give --from - only once.")
-    parts = [read_source(source) for source in sources] or [read_source(None)]
-    return with_told(merge_topologies(parts), gpu_model=gpu_model, gpu_memory=gpu_memory)
 
 
 def put(data: bytes, output: Path | None) -> None:
@@ -61,4 +75,17 @@ def put(data: bytes, output: Path | None) -> None:
     from probe.store import write_atomically
 
     write_atomically(output, data)
-    click.echo(f"wrote {output}", err=True)
+    click.echo(f"wrote {one_line(str(output))}", err=True)
+
+
+def flags_line(launch: Launch) -> str:
+    """One line fit for `vllm serve MODEL $(...)`. Raises UsageError where one line can't say the launch."""
+    because = launch.not_one_line_because
+    if any(shlex.quote(word) != word for word in launch.one_line or ()):
+        because = "a value holds blanks or characters that a shell reads"
+    if launch.one_line is None or because is not None:
+        raise UsageError(
+            f"one line of flags cannot say this plan: {because}",
+            cure="Save the plan with -o plan.json and run `wirelore emit --target shell plan.json`.",
+        )
+    return " ".join(launch.one_line)

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from math import inf, nan
 from pathlib import Path
 
 import click
 
-from configgen.cli.options import output_option, put, read_topology, source_options
+from configgen.cli.options import Sources, flags_line, output_option, put, source_options
 from configgen.decide import plan
 from configgen.engines.rules import engine_traits
 from configgen.engines.vllm import vllm_launch
 from configgen.hub import load_model
-from configgen.plan import Objective, Plan, Workload
-from configgen.search import Limits
-from probe.errors import UsageError
+from configgen.plan import Limits, Objective, Plan, Workload
 from probe.measurement import Survey
 from probe.sources.told import with_assumed_memory
 
 _POSITIVE = click.IntRange(min=1, max=10**9)
-_SECONDS = click.FloatRange(min=0, min_open=True)
 _DEFAULT = Workload()
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = nan
+    if not 0 < value < inf:
+        raise click.BadParameter(f"{text!r} is no positive number of seconds.")
+    return value
 
 
 @click.command("plan")
@@ -34,21 +42,19 @@ _DEFAULT = Workload()
 @click.option("--input-tokens", type=_POSITIVE, help=f"Prompt length. [default: {_DEFAULT.input_tokens}]")
 @click.option("--output-tokens", type=_POSITIVE, help=f"Answer length. [default: {_DEFAULT.output_tokens}]")
 @click.option("--concurrency", type=_POSITIVE, help=f"Sequences in flight, in all. [default: {_DEFAULT.concurrency}]")
-@click.option("--max-ttft", type=_SECONDS, metavar="S", help="Limit on the time to the first token, in seconds.")
-@click.option("--max-tpot", type=_SECONDS, metavar="S", help="Limit on the time per output token, in seconds.")
+@click.option("--max-ttft", type=_seconds, metavar="S", help="Limit on the time to the first token, in seconds.")
+@click.option("--max-tpot", type=_seconds, metavar="S", help="Limit on the time per output token, in seconds.")
 @click.option("--gpus", type=_POSITIVE, help="Use at most this many GPUs.")
 @click.option("--nodes", type=_POSITIVE, help="Use only the first nodes.")
 @click.option("--offline", is_flag=True, help="Never ask the Hugging Face hub.")
 @click.option("--explain", is_flag=True, help="List every alternative and where each fact came from.")
 @click.option(
-    "--format", "form", type=click.Choice(["text", "json", "flags"]), default="text", show_default=True, help="Output."
+    "--format", type=click.Choice(["text", "json", "flags"]), default="text", show_default=True, help="Output."
 )
 @output_option
 def plan_command(
     model: str,
-    sources: tuple[str, ...],
-    gpu_model: str | None,
-    gpu_memory: str | None,
+    sources: Sources,
     engine: str,
     objective: str | None,
     input_tokens: int | None,
@@ -60,7 +66,7 @@ def plan_command(
     nodes: int | None,
     offline: bool,
     explain: bool,
-    form: str,
+    format: str,
     output: Path | None,
 ) -> None:
     """Choose how to cut MODEL (a Hugging Face name, a folder with config.json, a short name) across these GPUs."""
@@ -78,15 +84,15 @@ def plan_command(
     )
     traits = engine_traits(engine)
     spec = load_model(model, offline=offline)
-    topology = with_assumed_memory(read_topology(sources, gpu_model, gpu_memory))
+    topology = with_assumed_memory(sources.topology())
     decided = plan(Survey(topology), spec, workload, traits, Limits(gpus=gpus, nodes=nodes))
     if output is not None:
         put(_json(decided), output)
-    if form == "flags":
-        click.echo(_flags(decided))
+    if format == "flags":
+        click.echo(flags_line(vllm_launch(decided)))
         for text in (*(w.message for w in topology.warnings if w.code == "memory-assumed"), *decided.degraded):
             click.echo(f"wirelore: note: {text}", err=True)
-    elif form == "json":
+    elif format == "json":
         if output is None:
             put(_json(decided), None)
     elif output is None or explain:
@@ -99,14 +105,3 @@ def _json(decided: Plan) -> bytes:
     from configgen.document import encode_plan
 
     return encode_plan(decided)
-
-
-def _flags(decided: Plan) -> str:
-    """One line fit for `vllm serve MODEL $(...)`. Raises UsageError where one line can't say it."""
-    launch = vllm_launch(decided)
-    cure = "Use `wirelore plan ... -o plan.json` and `wirelore emit plan.json --target shell`."
-    if launch.one_line is None:
-        raise UsageError(f"one line of flags cannot say this plan: {launch.not_one_line_because}", cure=cure)
-    if any(not word or word.split() != [word] for word in launch.one_line):
-        raise UsageError("one line of flags cannot say this plan: a value holds blanks", cure=cure)
-    return " ".join(launch.one_line)

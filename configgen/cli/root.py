@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from probe import __version__
-from probe.errors import UsageError, WireloreError
+from probe.errors import UsageError
 
 _COMMANDS = {
     "probe": ("configgen.cli.probe", "Read this machine's topology, or a description of one."),
@@ -20,7 +20,9 @@ _COMMANDS = {
     "schema": ("configgen.cli.tables", "Print the JSON Schema of a document."),
     "doctor": ("configgen.cli.doctor", "Say what is missing on this machine and how to get it."),
 }
-_CONFIG_LIMIT_BYTES = 1 << 18
+_CONFIG_LIMIT_BYTES = 1 << 16
+_CONFIG_DEPTH = 3
+_CONFIG_CURE = "Write it as `command:` with `option: value` lines below."
 
 
 class LazyGroup(click.Group):
@@ -45,50 +47,63 @@ class LazyGroup(click.Group):
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "WIRELORE"},
 )
-@click.option("--config", type=click.Path(path_type=Path), help="YAML file with options per command; flags win.")
+@click.option(
+    "--config", type=click.Path(path_type=Path, readable=False), help="YAML file with options per command; flags win."
+)
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.version_option(__version__, message="wirelore %(version)s")
 @click.pass_context
 def wirelore(ctx: click.Context, config: Path | None, debug: bool) -> None:
     """What the wires know: reads a GPU machine's wires and says how to cut a model across them."""
     if config is not None:
-        ctx.default_map = _options_from(config)
+        ctx.default_map = {name: _options_of(ctx, name, told, config) for name, told in _read_config(config).items()}
     if ctx.invoked_subcommand is None:
-        _one_line()
+        from configgen.report.lines import machine_line
+        from probe.sources.registry import read_this_machine
+
+        click.echo(machine_line(read_this_machine()))
 
 
-def _one_line() -> None:
-    from configgen.report.lines import machine_line
-    from probe.sources.registry import read_source
+def _options_of(ctx: click.Context, name: str, told: dict[Any, Any], path: Path) -> dict[str, Any]:
+    """A command's options as click wants them: by its own names, texts, and a list where an option repeats."""
+    command = wirelore.get_command(ctx, name)
+    parameters = command.params if command else []
+    known = {spelled.lstrip("-"): p for p in parameters if isinstance(p, click.Option) for spelled in p.opts}
+    given = {str(option).replace("_", "-"): value for option, value in told.items() if value is not None}
+    unknown = [option for option in given if option not in known]
+    if command is None or unknown:
+        what = f"option of `wirelore {name}`: {unknown[0][:40]}" if command else f"command of wirelore: {name[:40]}"
+        raise UsageError(f"{path} names no {what}", cure=_CONFIG_CURE)
+    options: dict[str, Any] = {}
+    for option, value in given.items():
+        repeats = known[option].multiple
+        values = value if repeats and isinstance(value, list) else [value]
+        if any(isinstance(v, (list, dict)) for v in values):
+            raise UsageError(f"{path}: {option} of `wirelore {name}` is no single value", cure=_CONFIG_CURE)
+        options[str(known[option].name)] = [str(v) for v in values] if repeats else str(value)
+    return options
 
-    try:
-        click.echo(machine_line(read_source(None)))
-    except WireloreError as error:
-        click.echo(f"no GPU here: {error}")
-        click.echo("Next: wirelore plan llama-3.1-70b --from machine:hgx-h100, or wirelore doctor.")
 
-
-def _options_from(path: Path) -> dict[str, dict[str, Any]]:
+def _read_config(path: Path) -> dict[str, dict[Any, Any]]:
     """Options per command: {'plan': {'engine': 'vllm'}}. Raises UsageError on anything else."""
     import yaml
 
-    cure = "Write it as `command:` with `option: value` lines below."
     try:
         with path.open("rb") as stream:
             data = stream.read(_CONFIG_LIMIT_BYTES + 1)
         if len(data) > _CONFIG_LIMIT_BYTES:
-            raise UsageError(f"{path} is larger than {_CONFIG_LIMIT_BYTES >> 10} KiB", cure=cure)
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(data, yaml.SafeLoader)):
-            raise UsageError(f"{path} uses YAML aliases, which are not read", cure=cure)
-        told = yaml.safe_load(data)
+            raise UsageError(f"{path} is larger than {_CONFIG_LIMIT_BYTES >> 10} KiB", cure=_CONFIG_CURE)
+        depth = 0
+        for event in yaml.parse(data, yaml.SafeLoader):
+            # Aliases can grow without bound, and the time to read nested brackets grows with the square of their depth.
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > _CONFIG_DEPTH:
+                raise UsageError(f"{path} uses YAML aliases or is nested too deep", cure=_CONFIG_CURE)
+        told = yaml.safe_load(data) or {}
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", cure=cure) from error
+        raise UsageError(f"cannot read {path}: {error.strerror}", cure=_CONFIG_CURE) from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise UsageError(f"{path} is no readable YAML", cure=cure) from error
-    options = told if isinstance(told, dict) else {}
-    if not isinstance(told, dict | None) or not all(isinstance(v, dict) for v in options.values()):
-        raise UsageError(f"{path} holds no options", cure=cure)
-    unknown = [str(name) for name in options if name not in _COMMANDS]
-    if unknown:
-        raise UsageError(f"{path} names no command of wirelore: {unknown[0][:40]}", cure=cure)
-    return {str(name): {str(k).replace("-", "_"): v for k, v in given.items()} for name, given in options.items()}
+        raise UsageError(f"{path} is no readable YAML", cure=_CONFIG_CURE) from error
+    if not isinstance(told, dict) or not all(isinstance(options, dict) for options in told.values()):
+        raise UsageError(f"{path} holds no options", cure=_CONFIG_CURE)
+    return {str(name): options for name, options in told.items()}

@@ -20,7 +20,7 @@ def shell_scripts(launch: Launch) -> dict[str, str]:
             hostname=processes[0].hostname,
             processes=processes,
             master_address=MASTER_ADDRESS,
-            needs_master=any(MASTER_ADDRESS in p.argv for p in processes),
+            needs_master=any(MASTER_ADDRESS in flag.words for p in processes for flag in p.flags),
         )
         for node, processes in sorted(by_node.items())
     }

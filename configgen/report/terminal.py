@@ -16,7 +16,7 @@ from rich.text import Text
 from configgen.launch import Launch
 from configgen.plan import Alternative, Plan
 from configgen.report.lines import gpus_line, island_text, islands_line
-from probe.errors import one_line
+from probe.errors import one_line, printable
 from probe.islands import Island, islands
 from probe.topology import Node, NodeShape, Notice, Origin, Topology
 from probe.units import count, gib, ranges
@@ -132,7 +132,7 @@ def _rows(rows: Iterable[tuple[str, str | Text]]) -> Padding:
     grid.add_column(style="cyan", no_wrap=True)
     grid.add_column(overflow="fold")
     for label, text in rows:
-        grid.add_row(Text(one_line(label, 40)), text if isinstance(text, Text) else Text(text))
+        grid.add_row(Text(one_line(label, 40)), text if isinstance(text, Text) else Text(printable(text)))
     return Padding(grid, (0, 0, 0, 2))
 
 
@@ -182,7 +182,7 @@ def _gpu_table(node: Node) -> Table:
             str(gpu.index),
             Text(one_line(gpu.name or "unknown", 50)),
             gib(gpu.memory_bytes) if gpu.memory_bytes else "unknown",
-            Text(state.pci_bus_id or "-"),
+            Text(one_line(state.pci_bus_id or "-", 40)),
             "-" if gpu.numa_node is None else str(gpu.numa_node),
             Text(one_line(" ".join(gpu.nearest_nics), 60) or "-"),
             Text(shown),
@@ -262,7 +262,7 @@ def _print_commands(console: Console, launch: Launch) -> None:
         where = f"node {process.node}: " if len({p.node for p in launch.processes}) > 1 else ""
         variables = " ".join(f"{v.name}={shlex.quote(v.value)}" for v in process.environment)
         command = " ".join(word if word == "$MASTER_ADDR" else shlex.quote(word) for word in process.argv)
-        console.print(Text(f"  {where}{variables} {command}"), soft_wrap=True)
+        console.print(Text(printable(f"  {where}{variables} {command}")), soft_wrap=True)
     left = len(launch.processes) - _NODES_DRAWN
     if left > 0:
         console.print(

@@ -152,7 +152,7 @@ MACHINES = {
     ),
 }
 
-_TERM = re.compile(r"(?:([0-9]{1,5})x)?([a-z0-9][a-z0-9-]{0,40})", re.IGNORECASE)
+_TERM = re.compile(r"(?:([0-9]{1,9})x)?([a-z0-9][a-z0-9-]{0,40})", re.IGNORECASE)
 
 
 def machine(text: str) -> Topology:
@@ -220,7 +220,7 @@ def _shape(kind: Machine) -> NodeShape:
         for i in range(kind.gpus)
     )
     pairs = ((a, b) for a in range(kind.gpus) for b in range(a + 1, kind.gpus))
-    return NodeShape(gpus, tuple(kind.path_of(a, b) for a, b in pairs), nics, rows)
+    return NodeShape(gpus, tuple(kind.path_of(a, b) for a, b in pairs), nics, rows if nics else ())
 
 
 def _nic_path(kind: Machine, gpu: int, nic: int) -> Path:

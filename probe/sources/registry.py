@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from pathlib import Path as FilePath
 from typing import BinaryIO
 
@@ -10,8 +10,8 @@ from probe.errors import NoGpuError, SourceError
 from probe.topology import Topology
 
 TEXT_LIMIT_BYTES = 16 << 20
-DOCUMENT_LIMIT_BYTES = 256 << 20
-_SNIFF_BYTES = 4096
+TEXT_LIMIT_LINES = 200_000
+DOCUMENT_LIMIT_BYTES = 128 << 20
 _CURE = "Give the output of `nvidia-smi topo -m`, a file from `wirelore probe -o FILE`, or machine:NAME."
 
 
@@ -19,20 +19,10 @@ def read_source(source: str | None) -> Topology:
     """None: this machine. 'machine:NAME': synthetic. '-': standard input. Else a file. Raises WireloreError."""
     if source is None:
         return read_this_machine()
-    if source.startswith("machine:"):
-        from probe.sources.machines import machine
-
-        return machine(source)
-    if source == "-":
-        return _read_stream(sys.stdin.buffer, "standard input")
-    path = FilePath(source)
-    if path.is_dir():
-        raise SourceError(f"{source} is a directory", cure=_CURE)
-    try:
-        with path.open("rb") as stream:
-            return _read_stream(stream, source)
-    except OSError as error:
-        raise SourceError(f"cannot read {source}: {error.strerror}", cure=_CURE) from error
+    topology = _read(source)
+    if topology.gpu_count == 0:
+        raise NoGpuError(f"{source} describes a machine without GPUs", cure=_CURE)
+    return topology
 
 
 def read_this_machine() -> Topology:
@@ -40,12 +30,20 @@ def read_this_machine() -> Topology:
     from probe.sources.host import read_host, with_host
     from probe.sources.nvml import read_nvml
 
-    topology = read_nvml()
-    if topology.gpu_count == 0:
-        raise NoGpuError(
-            "the driver answers, but there is no GPU", cure="Check `nvidia-smi -L` and the container's GPU request."
-        )
-    return with_host(topology, read_host())
+    return with_host(read_nvml(), read_host())
+
+
+def _read(source: str) -> Topology:
+    if source.startswith("machine:"):
+        from probe.sources.machines import machine
+
+        return machine(source)
+    where = "standard input" if source == "-" else source
+    try:
+        with os.fdopen(0, "rb", closefd=False) if source == "-" else FilePath(source).open("rb") as stream:
+            return _read_stream(stream, where)
+    except OSError as error:
+        raise SourceError(f"cannot read {where}: {error.strerror}", cure=_CURE) from error
 
 
 def read_text(text: str, *, where: str) -> Topology:
@@ -63,15 +61,14 @@ def read_text(text: str, *, where: str) -> Topology:
 
 
 def _read_stream(stream: BinaryIO, where: str) -> Topology:
-    head = stream.read(_SNIFF_BYTES)
-    is_document = head.lstrip()[:1] == b"{" and b'"schema_version"' in head
+    data = stream.read(DOCUMENT_LIMIT_BYTES + 1)
+    is_document = data[:4096].lstrip()[:1] == b"{"
     limit = DOCUMENT_LIMIT_BYTES if is_document else TEXT_LIMIT_BYTES
-    data = head + stream.read(limit + 1 - len(head))
     if len(data) > limit:
         raise SourceError(f"{where} is larger than {limit >> 20} MiB", cure=_CURE)
-    if not data.strip():
+    if not data or data.isspace():
         raise SourceError(f"{where} is empty", cure=_CURE)
-    if data.lstrip()[:1] == b"{":
+    if is_document:
         from probe.store import decode_survey
 
         return decode_survey(data, where=where).topology
@@ -86,4 +83,6 @@ def _decode(data: bytes, where: str) -> str:
         raise SourceError(f"{where} is neither UTF-8 text nor JSON", cure=_CURE) from error
     if "\0" in text:
         raise SourceError(f"{where} is a binary file", cure=_CURE)
+    if sum(map(text.count, "\n\r\v\f")) > TEXT_LIMIT_LINES:
+        raise SourceError(f"{where} has more than {TEXT_LIMIT_LINES:,} lines", cure=_CURE)
     return text

@@ -1,0 +1,262 @@
+"""The emitted scripts, run: a stub stands in for the engine and records what it was really started with."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import cluster_of, llama_70b, llama_405b, node_of
+from command import environment, matrix, wirelore
+
+from configgen.decide import plan
+from configgen.document import decode_plan, encode_plan
+from configgen.engines.rules import engine_traits
+from configgen.engines.vllm import vllm_launch
+from configgen.launch import Process
+from configgen.plan import Plan, Workload
+from probe.errors import UsageError
+from probe.measurement import Survey
+
+RECORDED = ("CUDA_DEVICE_ORDER", "VLLM_PP_LAYER_PARTITION", "MASTER_ADDR")
+MASTER = "10.0.0.7"
+
+STUB = f"""#!{sys.executable} -IS
+import json, os, sys
+told = {{"argv": sys.argv[1:], "environment": {{k: os.environ[k] for k in {RECORDED!r} if k in os.environ}}}}
+with open(os.path.join(os.environ["RECORDS"], str(os.getpid())), "w") as file:
+    json.dump(told, file)
+"""
+
+AWKWARD = [
+    "two  words",
+    'it\'s "quoted"',
+    "$(touch pwned)",
+    "`touch pwned`",
+    "$HOME ${PATH} !! \\ \\n %s",
+    "a;touch pwned|b&c>d<e#f*?[a-z]~{x,y}",
+    "new\nline",
+    "#",
+    "größe-模型-🚀",
+    "--trust-remote-code",
+    "$MASTER_ADDR",
+    "{{ launch }} {% raw %}",
+    "tab\tand\x1b[31mescape\x7f",
+]
+
+
+@pytest.fixture
+def vllm(tmp_path: Path) -> Path:
+    """A folder with a `vllm` that records how it was called."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "vllm").write_text(STUB)
+    (folder / "vllm").chmod(0o755)
+    return folder
+
+
+def run_script(script: Path, vllm: Path, *, shell: str = "sh", **more: str) -> list[dict[str, Any]]:
+    """What each started engine recorded, by port and node rank."""
+    records = script.parent / f"records-{script.stem}-{shell}"
+    records.mkdir()
+    environ = environment(PATH=f"{vllm}:{os.environ['PATH']}", RECORDS=str(records), **more)
+    ended = subprocess.run(
+        [shell, str(script)], env=environ, capture_output=True, cwd=records, timeout=20, check=False, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    told = [json.loads(path.read_text()) for path in sorted(records.iterdir())]
+    assert all(path.name.isdigit() for path in records.iterdir()), "a name was run as a command"
+    return sorted(told, key=lambda record: str(record["argv"]))
+
+
+def emitted(decided: Plan, folder: Path) -> list[Path]:
+    """The plan through a file and the command, as scripts."""
+    (folder / "plan.json").write_bytes(encode_plan(decided))
+    ended = wirelore("emit", "plan.json", "--target", "shell", "-o", "scripts", cwd=folder)
+    assert ended.data() == ""
+    scripts = sorted((folder / "scripts").iterdir(), key=lambda path: int(path.stem.removeprefix("node")))
+    assert ended.err == f"wrote {len(scripts)} script{'s' * (len(scripts) > 1)} into scripts\n"
+    return scripts
+
+
+def expected(processes: list[Process], **more: str) -> list[dict[str, Any]]:
+    """What the stub should record; the first word of argv is the stub's own name."""
+    told = [
+        {
+            "argv": [more.get("MASTER_ADDR", word) if word == "$MASTER_ADDR" else word for word in process.argv[1:]],
+            "environment": {**{v.name: v.value for v in process.environment}, **more},
+        }
+        for process in processes
+    ]
+    return sorted(told, key=lambda record: str(record["argv"]))
+
+
+def decided_by(*arguments: str, folder: Path) -> Plan:
+    wirelore("plan", *arguments, "-o", "plan.json", cwd=folder).data()
+    return decode_plan((folder / "plan.json").read_bytes(), where="plan.json")
+
+
+def test_one_server_is_started_as_the_launch_says(tmp_path: Path, vllm: Path) -> None:
+    decided = decided_by("qwen3-32b", "--from", "machine:3090-bridges-4", folder=tmp_path)
+    (script,) = emitted(decided, tmp_path)
+    launch = vllm_launch(decided)
+    (record,) = run_script(script, vllm)
+    assert [record] == expected(list(launch.processes))
+    assert record["argv"][:2] == ["serve", "Qwen/Qwen3-32B"]
+    assert record["argv"][record["argv"].index("--device-ids") + 1] == "0,2,1,3"
+    assert record["environment"] == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    flags = wirelore("emit", "plan.json", "--target", "flags", cwd=tmp_path).data().split()
+    assert record["argv"][2:] == flags, "both forms say the same"
+    printed = wirelore("emit", "plan.json", cwd=tmp_path).data()
+    assert printed == script.read_text(), "one script may go to standard output"
+
+
+def test_every_flag_has_its_reason_above_it(tmp_path: Path) -> None:
+    decided = decided_by("qwen3-32b", "--from", "machine:3090-bridges-4", folder=tmp_path)
+    lines = wirelore("emit", "plan.json", cwd=tmp_path).data().splitlines()
+    for flag in vllm_launch(decided).processes[0].flags:
+        place = next(i for i, line in enumerate(lines) if line.startswith(f'set -- "$@" {flag.words[0]}'))
+        assert lines[place - 1] == f"# {flag.reason}"
+
+
+def test_uneven_stages_carry_their_layers(tmp_path: Path, vllm: Path) -> None:
+    (tmp_path / "topo.txt").write_text(matrix("X SYS", "SYS X"))
+    arguments = ["qwen3-32b", "--from", "topo.txt", "--gpu-memory", "30GiB,50GiB", "--concurrency", "1"]
+    decided = decided_by(*arguments, folder=tmp_path)
+    (script,) = emitted(decided, tmp_path)
+    (record,) = run_script(script, vllm)
+    first, second = map(int, record["environment"]["VLLM_PP_LAYER_PARTITION"].split(","))
+    assert (first, second) == decided.layers_per_stage
+    assert first < second
+    assert first + second == 64
+
+
+def test_several_servers_on_a_node_are_all_started(tmp_path: Path, vllm: Path) -> None:
+    decided = decided_by("mixtral-8x7b", "--from", "machine:hgx-h100", "--objective", "throughput", folder=tmp_path)
+    (script,) = emitted(decided, tmp_path)
+    records = run_script(script, vllm)
+    assert len(records) == decided.parallelism.dp > 1
+    assert records == expected(list(vllm_launch(decided).processes))
+    devices, ports = [], []
+    for record in records:
+        argv = record["argv"]
+        devices += argv[argv.index("--device-ids") + 1].split(",")
+        ports.append(argv[argv.index("--port") + 1])
+    assert sorted(map(int, devices)) == list(range(8)), "every GPU belongs to one server"
+    assert len(set(ports)) == len(ports)
+
+
+def test_a_replica_over_two_nodes_needs_the_address_of_the_first(tmp_path: Path, vllm: Path) -> None:
+    decided = decided_by("llama-3.1-405b", "--from", "machine:4xhgx-h100", folder=tmp_path)
+    scripts = emitted(decided, tmp_path)
+    assert [script.name for script in scripts] == ["node0.sh", "node1.sh", "node2.sh", "node3.sh"]
+    environ = environment(PATH=f"{vllm}:{os.environ['PATH']}")
+    without = subprocess.run(["sh", scripts[0]], env=environ, capture_output=True, check=False, text=True)
+    assert without.returncode != 0
+    assert "MASTER_ADDR" in without.stderr
+    launch = vllm_launch(decided)
+    ranks: Counter[str] = Counter()
+    for node, script in enumerate(scripts):
+        records = run_script(script, vllm, MASTER_ADDR=MASTER)
+        assert records == expected([p for p in launch.processes if p.node == node], MASTER_ADDR=MASTER)
+        for argv in (record["argv"] for record in records):
+            assert argv[argv.index("--master-addr") + 1] == MASTER
+            assert ("--headless" in argv) == ("--port" not in argv), "one part of a replica answers requests"
+            ranks[argv[argv.index("--node-rank") + 1]] += 1
+    assert ranks == {"0": 2, "1": 2}
+
+
+def test_several_scripts_need_a_folder(tmp_path: Path) -> None:
+    decided_by("llama-3.1-405b", "--from", "machine:2xhgx-h100", folder=tmp_path)
+    ended = wirelore("emit", "plan.json", cwd=tmp_path)
+    assert (ended.code, ended.out) == (2, "")
+    assert "-o DIR" in ended.err
+
+
+def small(name: str) -> Plan:
+    decided = plan(Survey(cluster_of(node_of(8, 80, "all"))), llama_70b(), Workload(), engine_traits("vllm"))
+    return replace(
+        decided, model=replace(decided.model, name=name), hostnames=(f"{name}\n",), gpu_uuids=decided.gpu_uuids
+    )
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_no_name_is_read_by_the_shell(tmp_path: Path, vllm: Path, name: str) -> None:
+    decided = small(name)
+    (script,) = emitted(decided, tmp_path)
+    (record,) = run_script(script, vllm)
+    assert [record] == expected(list(vllm_launch(decided).processes))
+    assert record["argv"][1] == name
+
+
+def test_all_awkward_names_in_every_shell_at_hand(tmp_path: Path, vllm: Path) -> None:
+    decided = small(" ".join(AWKWARD))
+    (script,) = emitted(decided, tmp_path)
+    for shell in ("sh", "bash"):
+        (record,) = run_script(script, vllm, shell=shell)
+        assert record["argv"][1] == decided.model.name
+
+
+def test_awkward_names_where_servers_share_a_script(tmp_path: Path, vllm: Path) -> None:
+    two = cluster_of(node_of(8, 80, "all"), node_of(8, 80, "all"))
+    decided = plan(Survey(two), llama_405b(), Workload(), engine_traits("vllm"))
+    decided = replace(decided, model=replace(decided.model, name="it's $(x)\n"), hostnames=("a\nrm -rf x", "`b`"))
+    for node, script in enumerate(emitted(decided, tmp_path)):
+        records = run_script(script, vllm, MASTER_ADDR=MASTER)
+        processes = [p for p in vllm_launch(decided).processes if p.node == node]
+        assert records == expected(processes, MASTER_ADDR=MASTER)
+
+
+def test_a_folder_with_weights_is_served_from_where_it_lies(tmp_path: Path, vllm: Path) -> None:
+    model = tmp_path / "my models" / "$(touch pwned) it's"
+    model.mkdir(parents=True)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "num_hidden_layers": 32,
+        "vocab_size": 32000,
+    }
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 8, "hidden_size": 4096, "intermediate_size": 14336}
+    (model / "config.json").write_text(json.dumps({**config, **heads, "torch_dtype": "bfloat16"}))
+    (model / "model-00001-of-00002.safetensors").touch()
+    relative = str(model.relative_to(tmp_path))
+    decided = decided_by(relative, "--from", "machine:h100-1", folder=tmp_path)
+    (script,) = emitted(decided, tmp_path)
+    (record,) = run_script(script, vllm)
+    assert record["argv"][1] == str(model)
+
+
+def test_a_plan_survives_its_file() -> None:
+    decided = small("any")
+    assert decode_plan(encode_plan(decided), where="a test") == decided
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("schema_version", 2, "schema version 2"),
+        ("schema_version", None, "schema_version"),
+        ("tensor_parallel_size", 4, r"tp \* pp \* dp == GPUs used"),
+        ("layers_per_stage", [79], "every layer once"),
+        ("layers_per_stage", [], "every stage has a layer|pp"),
+        ("memory_utilization", "most", "memory_utilization"),
+        ("engine", "abacus", "abacus"),
+        ("engine_version", "0.1", "vllm@0.1"),
+        ("confidence", "total", "confidence"),
+        ("gpu_order", [[0, 1]], "gpu_order"),
+        ("gpu_uuids", [], "one order, UUIDs and name per node"),
+        ("memory", [], "memory"),
+    ],
+)
+def test_a_plan_that_was_edited_is_checked_again(key: str, value: object, says: str) -> None:
+    told = json.loads(encode_plan(replace(small("any"), alternatives=())))
+    told[key] = value
+    with pytest.raises(UsageError, match=says):
+        decode_plan(json.dumps(told).encode(), where="plan.json")
