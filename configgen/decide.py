@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from configgen.explain import custom_all_reduce, lost_by, provenance_of, reasons
+from configgen.judge import Candidate
 from configgen.memory import sequence_bytes
 from configgen.model import ModelSpec
 from configgen.plan import (
@@ -18,15 +20,13 @@ from configgen.plan import (
     Replica,
     Workload,
 )
-from configgen.search import Candidate, Field, materialise, memory_utilization, search
+from configgen.search import BFLOAT16_SINCE, Field, materialise, memory_utilization, search
 from probe.errors import UsageError
 from probe.islands import fingerprint
 from probe.measurement import Survey
 from probe.topology import GpuRef, GpuStatus, Origin, Provenance, Topology
 from probe.units import count
 
-_BFLOAT16_SINCE = (8, 0)
-"""Ampere; CUDA C++ Programming Guide, arithmetic instructions by compute capability."""
 _LONGEST_CONTEXT = 1 << 20
 MAX_ALTERNATIVES = 12
 """As many losers as a person reads; the runner-up comes first."""
@@ -44,7 +44,7 @@ def plan(
     topology = survey.topology
     field = search(survey, model, workload, traits, limits)
     chosen = field.candidates[0]
-    replicas = tuple(Replica(stages) for stages in materialise(chosen))
+    replicas = tuple(_replicas(topology, chosen, traits))
     order = _gpu_order(topology, replicas)
     p = chosen.parallelism
     return Plan(
@@ -67,10 +67,6 @@ def plan(
         gpu_order=order,
         gpu_uuids=tuple(tuple(_device_uuid(topology, GpuRef(n, i)) for i in used) for n, used in enumerate(order)),
         memory=chosen.memory,
-        memory_utilization=_utilization(topology, replicas, traits),
-        tp_path=chosen.tp_path.label if chosen.tp_path else None,
-        pp_path=chosen.pp_path.label if chosen.pp_path else None,
-        custom_all_reduce=custom_all_reduce(chosen, traits),
         predictions=replace(_predictions(chosen), max_context=_max_context(model, chosen)),
         confidence=_confidence(topology, model, field, chosen),
         reasons=tuple(reasons(topology, model, workload, traits, field, chosen)),
@@ -97,7 +93,7 @@ def _gpu_order(topology: Topology, replicas: tuple[Replica, ...]) -> tuple[tuple
 
 def _before_bfloat16(topology: Topology, replica: Replica) -> bool:
     capabilities = (topology.gpu(ref).compute_capability for ref in replica.gpus)
-    return any(c is not None and c < _BFLOAT16_SINCE for c in capabilities)
+    return any(c is not None and c < BFLOAT16_SINCE for c in capabilities)
 
 
 def _device_uuid(topology: Topology, ref: GpuRef) -> str | None:
@@ -108,12 +104,22 @@ def _device_uuid(topology: Topology, ref: GpuRef) -> str | None:
     return state.uuid
 
 
-def _utilization(topology: Topology, replicas: tuple[Replica, ...], traits: EngineTraits) -> float:
-    return min(
-        memory_utilization(topology.gpu(ref).memory_bytes or 0, topology.state(ref).memory_free_bytes, traits)
-        for replica in replicas
-        for ref in replica.gpus
-    )
+def _replicas(topology: Topology, chosen: Candidate, traits: EngineTraits) -> Iterator[Replica]:
+    room = min(m.usable_bytes - m.needed_bytes + m.kv_bytes for m in chosen.memory)
+    for wired, stages in materialise(chosen):
+        fractions = {_utilization(topology, ref, traits) for stage in stages for ref in stage}
+        yield Replica(
+            stages=stages,
+            tp_path=wired.inside.label if wired.inside else None,
+            hops=tuple(path.label for path in wired.hops),
+            custom_all_reduce=custom_all_reduce(chosen.parallelism, wired.inside, traits),
+            memory_utilization=min(fractions),
+            kv_cache_bytes=room if len(fractions) > 1 else None,
+        )
+
+
+def _utilization(topology: Topology, ref: GpuRef, traits: EngineTraits) -> float:
+    return memory_utilization(topology.gpu(ref).memory_bytes or 0, topology.state(ref).memory_free_bytes, traits)
 
 
 def _predictions(c: Candidate) -> Predictions:

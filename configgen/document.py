@@ -45,10 +45,6 @@ class PlanDocument(msgspec.Struct, frozen=True, kw_only=True):
     layers_per_stage: tuple[int, ...]
     engine_split: bool
     memory: tuple[StageMemory, ...]
-    memory_utilization: float
-    tp_path: str | None = None
-    pp_path: str | None = None
-    custom_all_reduce: bool
     mixed_gpus: bool
     uses_mig: bool
     half_precision: bool

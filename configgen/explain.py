@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from configgen.judge import USEFUL_BATCH, Candidate
 from configgen.model import ModelSpec
 from configgen.plan import EngineTraits, Objective, Parallelism, Reason, Workload
-from configgen.search import USEFUL_BATCH, Candidate, Field
-from probe.topology import PathKind, Provenance, Topology
+from configgen.search import Field
+from probe.topology import Path, PathKind, Provenance, Topology
 from probe.units import count, gigabytes, parameters
 
 
@@ -42,7 +43,7 @@ def reasons(
             "here; until then the smallest replica that fits is the cautious choice",
             paths,
         )
-    if p.attention_tp > 1 and not custom_all_reduce(chosen, traits):
+    if p.attention_tp > 1 and not custom_all_reduce(p, chosen.tp_path, traits):
         yield Reason(
             "custom-all-reduce",
             f"{traits.engine}'s own all-reduce needs 2, 4, 6 or 8 GPUs and, beyond 2, NVLink between all: it is off",
@@ -50,10 +51,10 @@ def reasons(
         )
 
 
-def custom_all_reduce(c: Candidate, traits: EngineTraits) -> bool:
+def custom_all_reduce(p: Parallelism, inside: Path | None, traits: EngineTraits) -> bool:
     """The engines' own predicate: a supported size and, beyond two GPUs, NVLink between all of them."""
-    size = c.parallelism.attention_tp
-    return size in traits.custom_all_reduce_sizes and (c.tp_is_fast or size == 2)
+    fast = inside is None or inside.is_fast
+    return p.attention_tp in traits.custom_all_reduce_sizes and (fast or p.attention_tp == 2)
 
 
 def lost_by(loser: Candidate, chosen: Candidate, workload: Workload, has_fast_island: bool) -> str:
@@ -131,6 +132,13 @@ def _pipeline(c: Candidate, field: Field, workload: Workload, paths: Provenance)
         f"the bubble (p-1)/(p-1+m) is {bubble:.0%} with a replica's {count(sequences, 'sequence')} as micro-batches"
     )
     return Reason("pp-across", text, paths)
+
+
+def _why_stages(field: Field) -> str:
+    if not field.has_fast_island:
+        return "two all-reduces per layer cost more than one hand-over"
+    held = any(c.parallelism.pp == 1 and c.tp_is_fast for c in field.candidates)
+    return "one island holds the weights but too little KV beside them" if held else "no island holds the model"
 
 
 def _replicas(workload: Workload, p: Parallelism) -> str:

@@ -121,7 +121,9 @@ def _from_path(path: Path) -> ModelSpec:
     if any(True for suffix in _WEIGHTS for _ in config.parent.glob(suffix)):
         return _from_files(config, str(config.parent.absolute()), source)  # the engine must find the weights again
     name = path.name if path.is_dir() else path.stem if path.stem != "config" else path.resolve().parent.name
-    return _from_files(config, name.replace("--", "/", 1) or str(path), source)
+    # A config saved as 'org--name' stands for that repository; anything else must be served from where it lies.
+    place = config.parent if config.name == "config.json" else config
+    return _from_files(config, name.replace("--", "/", 1) if "--" in name else str(place.absolute()), source)
 
 
 def _from_files(config: Path, name: str, source: str) -> ModelSpec:

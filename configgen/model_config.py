@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from configgen import families
 from configgen.fields import CONFIG_CURE, Fields
@@ -52,6 +52,12 @@ def _decoder(outer: Fields) -> Fields:
     return fields
 
 
+_KV_KEYS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "n_kv_heads", "multi_query_group_num")
+_MLP_KEYS = (
+    "intermediate_size_mlp", "intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner", "d_ff", "inner_size",
+)  # fmt: skip
+
+
 def _spec(outer: Fields, fields: Fields, name: str, source: str) -> ModelSpec:
     notices: list[Notice] = []
     family = (fields.text("model_type") or outer.text("model_type") or "").removesuffix("_text") or None
@@ -74,6 +80,8 @@ def _spec(outer: Fields, fields: Fields, name: str, source: str) -> ModelSpec:
     dtype, dtype_bytes = _dtype(outer, fields, notices)
     quantization = _quantization(outer, fields, name, notices)
     kinds, window = _layer_kinds(fields, family, layers, notices)
+    intermediate = _dense_size(fields, family, layers, hidden, moe)
+    notices += _assumed(fields, family, intermediate is not None, mla is not None)
     return ModelSpec(
         name=name,
         source=source,
@@ -86,7 +94,7 @@ def _spec(outer: Fields, fields: Fields, name: str, source: str) -> ModelSpec:
         head_dim=head_dim,
         vocab_size=fields.needed("vocab_size", "n_vocab", "padded_vocab_size", limit=_LARGEST_VOCABULARY),
         tied_embeddings=_tied(fields, family),
-        intermediate_size=_dense_size(fields, family, layers, hidden, moe),
+        intermediate_size=intermediate,
         max_context=_context(fields),
         layer_kinds=kinds,
         dtype=dtype,
@@ -116,9 +124,7 @@ def _head_dim(fields: Fields, hidden: int, heads: int, mla: Mla | None) -> int:
 
 
 def _kv_heads(fields: Fields, heads: int) -> int:
-    given = fields.count(
-        "num_key_value_heads", "num_kv_heads", "n_head_kv", "n_kv_heads", "multi_query_group_num", limit=_MOST_HEADS
-    )
+    given = fields.count(*_KV_KEYS, limit=_MOST_HEADS)
     multi_query = fields.flag("multi_query") and not fields.flag("new_decoder_architecture")
     return 1 if multi_query and given in (None, heads) else given or heads
 
@@ -194,8 +200,21 @@ def _dense_size(fields: Fields, family: str | None, layers: int, hidden: int, mo
     beside = fields.flag("enable_moe_block") is True
     if moe is not None and len(moe.layers) == layers and not beside:
         return None
-    keys = ("intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner", "d_ff", "inner_size")
-    return fields.count("intermediate_size_mlp", *keys, limit=_WIDEST) or 4 * hidden
+    return fields.count(*_MLP_KEYS, limit=_WIDEST) or 4 * hidden
+
+
+def _assumed(fields: Fields, family: str | None, has_mlp: bool, has_latent: bool) -> Iterator[Notice]:
+    """What the config leaves to its family's own default, where that is not the one taken here."""
+    if has_mlp and family not in families.UNGATED and fields.count(*_MLP_KEYS, limit=_WIDEST) is None:
+        yield Notice("mlp-width-assumed", "config.json names no intermediate_size: 4 x hidden_size is assumed")
+    if (
+        not has_latent
+        and family not in families.UNGATED | {"llama"}
+        and fields.count(*_KV_KEYS, limit=_MOST_HEADS) is None
+    ):
+        yield Notice(
+            "kv-heads-assumed", "config.json names no num_key_value_heads: as many as attention heads are assumed"
+        )
 
 
 def _layer_kinds(

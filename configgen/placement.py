@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from probe.islands import bottleneck, clique_partition, islands, near_order
-from probe.topology import GpuRef, Path, PathKind, Topology
-
-_LEVELS = tuple(sorted({kind.distance for kind in PathKind} - {PathKind.NET.distance}))
+from probe.topology import Gpu, GpuRef, Path, PathKind, Topology
 
 Group = tuple[int, ...]
 """Positions in a Domain's `gpus`."""
@@ -25,6 +24,19 @@ class Domain:
 
     def path(self, a: int, b: int) -> Path:
         return self.topology.path(self.gpus[a], self.gpus[b])
+
+    @cached_property
+    def models(self) -> tuple[Gpu, ...]:
+        """Its different GPUs, whatever their number."""
+        found = {(g.name, g.compute_capability): g for g in map(self.topology.gpu, self.gpus)}
+        return tuple(found.values())
+
+    @cached_property
+    def worth(self) -> tuple[int, int]:
+        """Sorts domains by what they are good for: GPUs that reach each other fast, then memory."""
+        n = len(self.gpus)
+        fast = max((sum(a != b and self.path(a, b).is_fast for b in range(n)) for a in range(n)), default=0)
+        return (fast, min(self.usable_bytes))
 
     @cached_property
     def _groups(self) -> dict[int, tuple[Group, ...]]:
@@ -51,6 +63,14 @@ class DomainKind:
     @property
     def sample(self) -> Domain:
         return self.domains[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """The paths of a slot: the slowest inside its stages, and the slowest from each stage to the next."""
+
+    inside: Path | None
+    hops: tuple[Path, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +132,16 @@ def slots(kind: DomainKind, tp: int, pp: int) -> tuple[Slot, ...]:
     return ()
 
 
+def wiring(kind: DomainKind, slot: Slot) -> Wiring:
+    """The slot's paths; a step to another domain is the network."""
+    inside = (kind.domains[d].slowest_path(group) for d, group in slot.stages)
+    hops = (
+        boundary(group, following, kind.domains[d].path) if d == next_d else Path(PathKind.NET)
+        for (d, group), (next_d, following) in pairwise(slot.stages)
+    )
+    return Wiring(bottleneck(path for path in inside if path is not None), tuple(hops))
+
+
 def place(kind: DomainKind, slot: Slot) -> Iterator[tuple[tuple[GpuRef, ...], ...]]:
     """The slot on each run of domains in turn: stages of GpuRefs."""
     span = slot.domains
@@ -130,7 +160,7 @@ def mixed_slot(kinds: Sequence[DomainKind], tp: int, pp: int) -> tuple[DomainKin
 
 
 def _tile(domain: Domain, size: int) -> list[Group]:
-    """Cuts groups level by level: all from islands first, then from what is left under one switch, and so on outward.
+    """Cuts groups level by level: from the widest bonds, then islands, then what one switch joins, and so on outward.
 
     GPUs of different models or memory share a group only where nothing else is left to do with them.
     """
@@ -139,13 +169,13 @@ def _tile(domain: Domain, size: int) -> list[Group]:
         return [(i,) for i in near_order(sorted(left), domain.path)]
     groups: list[Group] = []
     for alike_only in (True, False):
-        for level in _LEVELS:
+        for level in _levels(domain):
             if len(left) < size:
                 return groups
             neighbours = [0] * len(domain.gpus)
             for a in left:
                 for b in left:
-                    if a < b and domain.path(a, b).kind.distance <= level and (not alike_only or _alike(domain, a, b)):
+                    if a < b and domain.path(a, b).slowness <= level and (not alike_only or _alike(domain, a, b)):
                         neighbours[a] |= 1 << b
                         neighbours[b] |= 1 << a
             among = sum(1 << i for i in left)
@@ -156,6 +186,13 @@ def _tile(domain: Domain, size: int) -> list[Group]:
                     groups.append(group)
                     left -= set(group)
     return groups
+
+
+def _levels(domain: Domain) -> list[tuple[int, int]]:
+    """How slow a path of a group may be, step by step: first the widest bonds alone, at last everything but the net."""
+    n = len(domain.gpus)
+    slowness = {domain.path(a, b).slowness for a in range(n) for b in range(a + 1, n)}
+    return sorted(s for s in slowness if s[0] != PathKind.NET.distance)
 
 
 def _alike(domain: Domain, a: int, b: int) -> bool:

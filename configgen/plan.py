@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 
 from configgen.memory import StageMemory
@@ -73,6 +74,9 @@ class EngineTraits:
     layer_split: LayerSplit
     custom_all_reduce_sizes: frozenset[int] = frozenset()
     no_pipeline_architectures: frozenset[str] = frozenset()
+    min_capability: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Compute capability that a quantisation method needs at least."""
+    no_float16_model_types: frozenset[str] = frozenset()
     attention_dp: bool = True
     attention_dp_with_stages: bool = True
     """Whether the ranks of one stage may each run attention alone while there are more stages."""
@@ -133,9 +137,18 @@ class Parallelism:
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """One copy of the model: stages in pipeline order, each its GPUs in rank order."""
+    """One copy of the model: stages in pipeline order, each its GPUs in rank order, and what holds for it alone."""
 
     stages: tuple[tuple[GpuRef, ...], ...]
+    tp_path: str | None = None
+    """Slowest path inside its stages ('NV18', 'SYS'); None where a stage is one GPU."""
+    hops: tuple[str, ...] = ()
+    """Slowest path from each stage to the next."""
+    custom_all_reduce: bool = False
+    memory_utilization: float = 1.0
+    """Fraction of each GPU's memory for the engine: what the fullest of its GPUs has to give."""
+    kv_cache_bytes: int | None = None
+    """KV of each GPU, where its GPUs have different fractions to give and one fraction can't say it."""
 
     @property
     def gpus(self) -> tuple[GpuRef, ...]:
@@ -212,12 +225,6 @@ class Plan:
     hostnames: tuple[str | None, ...]
     memory: tuple[StageMemory, ...]
     """Per stage, for one of its GPUs: the fullest one."""
-    memory_utilization: float
-    tp_path: str | None
-    """Slowest path inside a stage ('NV18', 'SYS'); None where a stage is one GPU."""
-    pp_path: str | None
-    """Slowest path between neighbouring stages; None where there is one stage."""
-    custom_all_reduce: bool
     predictions: Predictions
     confidence: str
     reasons: tuple[Reason, ...]

@@ -98,6 +98,11 @@ def read_quantization(fields: Fields) -> tuple[Quantization | None, tuple[Notice
         raise ModelError(f"{fields.where}: {error}", cure=CONFIG_CURE) from None
 
 
+_INTEGER_METHODS = frozenset(
+    ("awq", "gptq", "gptq_marlin", "awq_marlin", "auto-round", "autoround", "intel/auto-round")
+)
+
+
 def _read(fields: Fields) -> tuple[Quantization | None, tuple[Notice, ...]]:
     modelopt = fields.fields("quantization") or fields
     method = one_line(fields.text("quant_method") or ("modelopt" if "quant_algo" in modelopt else ""), 32).lower()
@@ -134,6 +139,10 @@ def _read(fields: Fields) -> tuple[Quantization | None, tuple[Notice, ...]]:
             return quantized("bitsandbytes", 4, group_size=64, pads=True)
         return quantized("bitsandbytes", 8, pads=True)
     if bits is not None:
+        if method not in _INTEGER_METHODS:
+            notices.append(
+                Notice("quantization-unknown", f"{shown(method or 'no name')}: counted like GPTQ's {bits} bits")
+            )
         # AWQ, GPTQ and what stores like them (auto-round, hqq ...): a 16-bit scale and a packed zero point per group.
         return quantized(method or "integer", bits, group_size=group, scale_bytes=2, zero_point_bits=bits)
     notices.append(_unknown(method or "a method that it does not name"))

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil, floor, log2
+from math import floor
 
+from configgen.judge import USEFUL_BATCH, Candidate, Judge
 from configgen.laws import tensor_parallel_laws
 from configgen.memory import (
     StageMemory,
@@ -21,47 +22,20 @@ from configgen.memory import (
     stage_weight_bytes,
 )
 from configgen.model import ModelSpec
-from configgen.placement import DomainKind, Slot, boundary, domain_kinds, mixed_slot, place, slots
+from configgen.placement import DomainKind, Slot, Wiring, domain_kinds, mixed_slot, place, slots, wiring
 from configgen.plan import NO_LIMITS, EngineTraits, Limits, Objective, Parallelism, Workload
 from probe.errors import NoPlanError
-from probe.islands import islands
+from probe.islands import bottleneck, islands
 from probe.measurement import Survey
-from probe.topology import GpuRef, Path, PathKind, Topology
+from probe.topology import GpuRef, Topology
 from probe.units import count, gigabytes
 
 MAX_STAGES = 64
 """Deeper pipelines than any published serving set-up; bounds the search on large clusters."""
 
 
-USEFUL_BATCH = 32
-"""Sequences a replica should hold where nobody told the load: a tenth of the batch at which decoding turns from
-memory to compute bound (H100: 989e12 FLOP/s / 3.35e12 B/s = 295), below which each step reads weights for few."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A parallelism with its places and its memory, ready to be compared."""
-
-    parallelism: Parallelism
-    runs: tuple[tuple[DomainKind, tuple[Slot, ...]], ...]
-    layers: tuple[int, ...]
-    memory: tuple[StageMemory, ...]
-    max_concurrency: int
-    tp_path: Path | None
-    pp_path: Path | None
-
-    @property
-    def tp_is_fast(self) -> bool:
-        return self.tp_path is None or self.tp_path.is_fast
-
-    @property
-    def tp_distance(self) -> int:
-        return self.tp_path.kind.distance if self.tp_path else 0
-
-    @property
-    def batch(self) -> int:
-        """Sequences of the workload's length that one replica holds."""
-        return self.max_concurrency // self.parallelism.dp
+BFLOAT16_SINCE = (8, 0)
+"""Ampere; CUDA C++ Programming Guide, arithmetic instructions by compute capability."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +54,10 @@ def search(
     topology = survey.topology
     nodes = min(limits.nodes or len(topology.nodes), len(topology.nodes))
     kinds = domain_kinds(topology, lambda ref: usable_bytes(topology, ref, traits), nodes)
+    kinds, too_old = _capable(kinds, model, traits)
+    if not kinds and too_old:
+        raise NoPlanError(f"no GPU can run {model.name}: {too_old}", cure="Use newer GPUs or another quantisation.")
+    kinds.sort(key=lambda kind: kind.sample.worth, reverse=True)
     total = sum(len(d.gpus) for kind in kinds for d in kind.domains)
     budget = min(total, limits.gpus or total)
     if budget == 0:
@@ -97,7 +75,7 @@ def search(
             candidates += _with_stages(model, workload, traits, kinds, inner, budget, refused)
     if not candidates:
         raise NoPlanError(_no_plan(model, refused, budget, topology), cure=_no_plan_cure(refused))
-    judge = _Judge(
+    judge = Judge(
         workload=workload,
         has_fast_island=has_fast_island,
         batch=USEFUL_BATCH if "concurrency" in workload.assumed else 1,
@@ -122,10 +100,33 @@ def usable_bytes(topology: Topology, ref: GpuRef, traits: EngineTraits) -> int:
 
 
 def memory_utilization(memory_bytes: int, free_bytes: int | None, traits: EngineTraits) -> float:
-    """The engine's default fraction, or the whole hundredths of the memory that are free where that is less."""
+    """The engine's default fraction, or what is free, in whole twentieths, so that nodes a percent apart stay alike."""
     if free_bytes is None or memory_bytes == 0:
         return traits.memory_utilization
-    return min(traits.memory_utilization, floor(100 * free_bytes / memory_bytes) / 100)
+    return min(traits.memory_utilization, floor(20 * free_bytes / memory_bytes) / 20)
+
+
+def _capable(kinds: list[DomainKind], model: ModelSpec, traits: EngineTraits) -> tuple[list[DomainKind], str | None]:
+    """The kinds whose GPUs the engine can run this model's formats on, and the law that forbids the first other."""
+    kept, law = [], None
+    for kind in kinds:
+        broken = [b for g in kind.sample.models if (b := _format_law(model, g.compute_capability, traits)) is not None]
+        law = law or (broken[0] if broken else None)
+        kept += [] if broken else [kind]
+    return kept, law
+
+
+def _format_law(model: ModelSpec, capability: tuple[int, int] | None, traits: EngineTraits) -> str | None:
+    method = model.quantization.method if model.quantization else None
+    least = traits.min_capability.get(method or "")
+    if capability is None:
+        return None
+    shown = f"compute capability {capability[0]}.{capability[1]}"
+    if least is not None and capability < least:
+        return f"{method} needs compute capability {least[0]}.{least[1]} in {traits.engine}, the GPU has {shown}"
+    if capability < BFLOAT16_SINCE and model.model_type in traits.no_float16_model_types:
+        return f"{model.model_type} is not stable in float16, and {shown} has no bfloat16"
+    return None
 
 
 def _inner_splits(model: ModelSpec, tp: int, traits: EngineTraits, workload: Workload) -> Iterator[Parallelism]:
@@ -169,6 +170,15 @@ def _with_stages(
             yield fitting
         elif fitting:
             refused.append((shape, fitting))
+        fast = [(kind, found) for kind, found in runs if found and _is_fast(kind, found)]
+        if 0 < len(fast) < sum(bool(found) for _, found in runs):
+            alone = _fit(model, workload, traits, shape, fast, budget)
+            if isinstance(alone, Candidate):
+                yield alone
+
+
+def _is_fast(kind: DomainKind, patterns: tuple[Slot, ...]) -> bool:
+    return all((path := wiring(kind, slot).inside) is None or path.is_fast for slot in patterns)
 
 
 def _fit(
@@ -185,9 +195,14 @@ def _fit(
     dp, worst_room, law = 0, None, None
     memory: tuple[StageMemory, ...] = ()
     wanted = budget // shape.gpus_per_replica
+    if "concurrency" not in workload.assumed:
+        wanted = min(wanted, workload.concurrency)  # a replica without a request is an idle one
     for kind, patterns in runs:
-        fitting = []
+        fitting: list[Slot] = []
         for slot in patterns:
+            runs_of_domains = len(kind.domains) // slot.domains
+            if dp + len(fitting) * runs_of_domains >= wanted:
+                break
             if (uneven := _uneven_nodes(kind, slot)) is not None:
                 law = law or f"{shape.label}: {uneven}"
                 continue
@@ -210,9 +225,11 @@ def _fit(
     if dp == 0 or layers is None or worst_room is None:
         return law
     memory = tuple(_with_load(model, workload, shape, layers, m, s, dp) for s, m in enumerate(memory))
-    paths = _slowest_paths(kept)
+    wires = [wiring(kind, slot) for kind, fitting in kept for slot in fitting]
+    inside = bottleneck(w.inside for w in wires if w.inside)
+    across = bottleneck(path for w in wires for path in w.hops)
     parallelism = Parallelism(shape.tp, shape.pp, dp, shape.ep, shape.attention_dp)
-    return Candidate(parallelism, tuple(kept), layers, memory, worst_room * dp, *paths)
+    return Candidate(parallelism, tuple(kept), layers, memory, worst_room * dp, inside, across)
 
 
 def _uneven_nodes(kind: DomainKind, slot: Slot) -> str | None:
@@ -312,61 +329,6 @@ def _too_small(shape: Parallelism, memory: StageMemory, stage: int) -> str:
     )
 
 
-def _slowest_paths(runs: list[tuple[DomainKind, tuple[Slot, ...]]]) -> tuple[Path | None, Path | None]:
-    """The slowest path inside the stages, and between neighbouring ones; a step to another domain is the network."""
-    inside: list[Path] = []
-    across: list[Path] = []
-    for kind, patterns in runs:
-        for slot in patterns:
-            for d, group in slot.stages:
-                if (path := kind.domains[d].slowest_path(group)) is not None:
-                    inside.append(path)
-            for (d, group), (next_d, next_group) in zip(slot.stages, slot.stages[1:], strict=False):
-                domain = kind.domains[d]
-                same = d == next_d
-                across.append(boundary(group, next_group, domain.path) if same else Path(PathKind.NET))
-    slowest = [max(paths, key=lambda p: p.slowness, default=None) for paths in (inside, across)]
-    return slowest[0], slowest[1]
-
-
-@dataclass(frozen=True, slots=True)
-class _Judge:
-    """The rules of docs/decide.md as sort keys: the first term in which two candidates differ decides."""
-
-    workload: Workload
-    has_fast_island: bool
-    batch: int
-    """Sequences that a replica should hold at least."""
-    largest_all_reduce: int
-    """Beyond it the engine falls back to a library whose start-up time grows with the group."""
-    mla: bool
-
-    def rank(self, c: Candidate) -> tuple[object, ...]:
-        p = c.parallelism
-        starved = self._starved(c)
-        experts = self._expert_preference(c)
-        if self.workload.objective is Objective.LATENCY:
-            if self.has_fast_island:
-                beyond = max(0, p.tp - self.largest_all_reduce)
-                return (starved, not c.tp_is_fast, p.pp, beyond, -p.tp, experts, c.tp_distance)
-            return (starved, p.pp, p.gpus_per_replica, c.tp_distance, experts)
-        if self.has_fast_island:
-            return (starved, c.batch < self.batch, -p.dp, -p.gpus, not c.tp_is_fast, p.pp, experts, c.tp_distance)
-        pairs_first = {2: 0, 1: 1}.get(p.tp, p.tp)
-        return (starved, -p.dp, p.gpus_per_replica > 1, -p.gpus, pairs_first, c.tp_distance, experts)
-
-    def _starved(self, c: Candidate) -> int:
-        """How often the load must be halved until it fits: a few sequences more or less decide nothing."""
-        return max(0, ceil(log2(self.workload.concurrency / max(1, c.max_concurrency))))
-
-    def _expert_preference(self, c: Candidate) -> int:
-        """0 is preferred. Published ratios of EP to plain TP: 1.02-1.78 with MLA, 0.56-1.04 without it."""
-        p = c.parallelism
-        if not self.mla or self.workload.objective is Objective.LATENCY or not c.tp_is_fast:
-            return 0 if p.ep == 1 else 1
-        return 0 if p.attention_dp > 1 else 1 if p.ep > 1 else 2
-
-
 def _no_plan(model: ModelSpec, refused: list[tuple[Parallelism, str]], gpus: int, topology: Topology) -> str:
     if all(g.memory_bytes is None for node in topology.nodes for g in node.shape.gpus):
         return "the memory of the GPUs is not known"
@@ -381,14 +343,15 @@ def _no_plan_cure(refused: list[tuple[Parallelism, str]]) -> str:
     return "Name the GPUs with --gpu-model or --gpu-memory, or use another number of GPUs."
 
 
-def materialise(candidate: Candidate) -> Iterator[tuple[tuple[GpuRef, ...], ...]]:
-    """The candidate's replicas as stages of GpuRefs, as many as its dp."""
+def materialise(candidate: Candidate) -> Iterator[tuple[Wiring, tuple[tuple[GpuRef, ...], ...]]]:
+    """The candidate's replicas, as many as its dp: their wiring, and their stages of GpuRefs."""
     left = candidate.parallelism.dp
     for kind, patterns in candidate.runs:
+        wires = [wiring(kind, slot) for slot in patterns]
         placed = [place(kind, slot) for slot in patterns]
         for stages_of_slots in zip(*placed, strict=True):
-            for stages in stages_of_slots:
+            for wired, stages in zip(wires, stages_of_slots, strict=True):
                 if left == 0:
                     return
-                yield stages
+                yield wired, stages
                 left -= 1

@@ -34,7 +34,8 @@ LAZY = ("torch", "jinja2", "huggingface_hub", "psutil", "pynvml", "yaml", "defus
 PURE = {
     *("probe.topology", "probe.islands", "probe.measurement", "probe.catalog", "probe.errors", "probe.units"),
     *("configgen.plan", "configgen.search", "configgen.decide", "configgen.memory", "configgen.model"),
-    *("configgen.placement", "configgen.explain", "configgen.laws", "configgen.launch", "configgen.weights"),
+    *("configgen.placement", "configgen.judge", "configgen.explain", "configgen.laws", "configgen.launch"),
+    "configgen.weights",
     *("configgen.quantization", "configgen.families", "configgen.fields"),
 }
 IO = {

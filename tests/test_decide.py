@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from configgen.decide import plan
 from configgen.document import decode_plan, encode_plan
 from configgen.engines.rules import engine_traits
+from configgen.engines.vllm import vllm_launch
 from configgen.model import ModelSpec
 from configgen.model_config import spec_from_config
 from configgen.plan import LayerSplit, Objective, Parallelism, Plan, Workload
@@ -124,7 +125,7 @@ def test_405b_in_bf16_on_two_nodes() -> None:
         decided = decide(machine("2xhgx-h100"), llama_405b(), objective)
         assert cut(decided) == "TP8 PP2"
         assert decided.replicas[0].nodes == (0, 1)
-        assert decided.pp_path == "NET"
+        assert decided.replicas[0].hops == ("NET",)
 
 
 def test_a_model_that_needs_32_gpus_on_4_nodes() -> None:
@@ -154,7 +155,7 @@ def test_70b_on_6_a6000() -> None:
     """vllm#11147: latency TP4 with two idle, throughput TP2 PP3."""
     latency = decide(machine("a6000-6"), llama_70b(), "latency")
     assert cut(latency) == "TP4"
-    assert not latency.custom_all_reduce
+    assert not latency.replicas[0].custom_all_reduce
     assert cut(decide(machine("a6000-6"), llama_70b(), "throughput")) == "TP2 PP3"
 
 
@@ -185,7 +186,7 @@ def test_two_different_nodes_get_one_plan_that_holds_on_both() -> None:
 def test_a_rack_is_one_island_larger_than_a_node() -> None:
     decided = decide(machine("gb200-nvl72"), llama_405b(), "latency")
     assert decided.parallelism.tp > 4
-    assert decided.tp_path == "MNNVL"
+    assert decided.replicas[0].tp_path == "MNNVL"
 
 
 def test_latency_tp_in_a_rack_ends_where_the_engines_own_all_reduce_ends() -> None:
@@ -359,3 +360,83 @@ def test_renaming_the_gpus_renames_the_answer(order: list[int]) -> None:
     decided = decide(cluster_of(node_of(6, 48, dict.fromkeys(pairs, 4))), llama_70b(), "throughput")
     assert cut(decided) == "TP2 PP3"
     assert sorted(tuple(ref.gpu for ref in stage) for stage in decided.replicas[0].stages) == sorted(pairs)
+
+
+def command(decided: Plan) -> str:
+    return " | ".join(" ".join(process.argv) for process in vllm_launch(decided).processes)
+
+
+def test_what_is_emitted_for_uneven_free_memory_can_load_the_plan() -> None:
+    """One fraction bounds every GPU of a server at start-up: it is the smallest, and the KV is told in bytes."""
+    model = dense(layers=64, hidden=5120, heads=40, kv_heads=8, intermediate=27648, vocab=152064)
+    decided = decide(cluster_of(node_of(2, 80, free_gib=(30, 50))), model, concurrency=1)
+    assert "--gpu-memory-utilization 0.35 --kv-cache-memory-bytes" in command(decided)
+    kv_bytes = decided.replicas[0].kv_cache_bytes
+    for memory, free in zip(decided.memory, (30 << 30, 50 << 30), strict=True):
+        assert kv_bytes is not None
+        assert memory.weights_bytes + memory.activation_bytes + memory.overhead_bytes + kv_bytes <= free
+
+
+def test_a_busy_gpu_does_not_throttle_the_servers_beside_it() -> None:
+    node = node_of(4, 80, "all", free_gib=(80, 80, 40, 80))
+    small = dense(layers=32, hidden=4096, heads=32, kv_heads=8, intermediate=14336, vocab=128256)
+    launch = vllm_launch(decide(cluster_of(node), small))
+    assert launch.one_line is None
+    told = [p.argv[p.argv.index("--gpu-memory-utilization") + 1] for p in launch.processes if "0.50" in p.argv]
+    assert told == ["0.50"]
+    assert len(launch.processes) > 1
+
+
+def test_nodes_a_few_percent_apart_in_free_memory_are_planned_alike() -> None:
+    base = machine("4xhgx-h100")
+    nodes = [
+        replace(n, gpus=tuple(replace(g, memory_free_bytes=int((0.89 - i / 100) * 85.6e9)) for g in n.gpus))
+        for i, n in enumerate(base.nodes)
+    ]
+    assert cut(decide(replace(base, nodes=tuple(nodes)), llama_405b())) == "TP8 PP2 DP2"
+
+
+def test_wide_bonds_come_before_narrow_ones_inside_an_island() -> None:
+    links = {(0, 2): 4, (1, 3): 4, (0, 1): 2, (0, 3): 2, (1, 2): 2, (2, 3): 2}
+    decided = decide(cluster_of(node_of(4, 48, links)), llama_13b(), "throughput")
+    assert (cut(decided), decided.gpu_order, decided.replicas[0].tp_path) in (
+        ("TP2 DP2", ((0, 2, 1, 3),), "NV4"),
+        ("DP4", ((0, 1, 2, 3),), None),
+    )
+    limited = decide(cluster_of(node_of(4, 24, links)), llama_13b(), "latency", Limits(gpus=2))
+    assert limited.gpu_order == ((0, 2),)
+
+
+def test_each_replica_of_a_mixed_cluster_has_its_own_wires() -> None:
+    decided = decide(machine("l40s-8+hgx-h100"), llama_70b(), "throughput")
+    by_node = {r.nodes[0]: r for r in decided.replicas}
+    assert by_node[1].tp_path == "NV18" and by_node[1].custom_all_reduce
+    assert by_node[0].tp_path != "NV18"
+    processes = vllm_launch(decided).processes
+    assert [p.node for p in processes if p.node == 1 and "--disable-custom-all-reduce" in p.argv] == []
+
+
+def test_of_two_nodes_the_better_one_is_used_first() -> None:
+    cluster = machine("l40s-8+hgx-h100")
+    assert {n for r in decide(cluster, llama_70b(), limits=Limits(gpus=8)).replicas for n in r.nodes} == {1}
+    latency = decide(cluster, llama_70b(), "latency")
+    assert latency.parallelism.tp == 8 and latency.replicas[0].nodes == (1,)
+
+
+def test_no_more_replicas_than_requests() -> None:
+    small = dense(layers=32, hidden=4096, heads=32, kv_heads=8, intermediate=14336, vocab=128256)
+    assert decide(machine("hgx-h100"), small, concurrency=1).parallelism.dp == 1
+    assert decide(machine("hgx-h100"), small, concurrency=3).parallelism.dp <= 3
+
+
+def test_a_format_that_the_gpu_is_too_old_for_is_a_law() -> None:
+    with pytest.raises(NoPlanError, match=r"awq needs compute capability 7\.5"):
+        decide(machine("dgx1-v100"), llama_70b({"quant_method": "awq", "bits": 4, "group_size": 128}))
+    assert decide(machine("hgx-a100"), llama_70b({"quant_method": "awq", "bits": 4, "group_size": 128}))
+
+
+def test_stages_of_one_gpu_are_not_preferred_where_bridges_exist() -> None:
+    """Five GPUs, two bridges: TP2 PP2 on the bridges, one GPU idle."""
+    decided = decide(cluster_of(node_of(5, 48, {(0, 3): 4, (1, 4): 4})), llama_70b())
+    assert cut(decided) == "TP2 PP2"
+    assert sorted(tuple(ref.gpu for ref in s) for s in decided.replicas[0].stages) == [(0, 3), (1, 4)]

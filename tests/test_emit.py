@@ -28,10 +28,17 @@ RECORDED = ("CUDA_DEVICE_ORDER", "VLLM_PP_LAYER_PARTITION", "MASTER_ADDR")
 MASTER = "10.0.0.7"
 
 STUB = f"""#!{sys.executable} -IS
-import json, os, sys
+import json, os, sys, time
 told = {{"argv": sys.argv[1:], "environment": {{k: os.environ[k] for k in {RECORDED!r} if k in os.environ}}}}
 with open(os.path.join(os.environ["RECORDS"], str(os.getpid())), "w") as file:
     json.dump(told, file)
+deadline = time.monotonic() + 15  # a server runs on; this one until all its neighbours have started
+while len(os.listdir(os.environ["RECORDS"])) < int(os.environ.get("SERVERS", 1)) and time.monotonic() < deadline:
+    time.sleep(0.005)
+if os.environ.get("FAILING_PORT", "none") in sys.argv:
+    sys.exit(3)
+if "FAILING_PORT" in os.environ:
+    time.sleep(60)
 """
 
 AWKWARD = [
@@ -61,7 +68,7 @@ def vllm(tmp_path: Path) -> Path:
     return folder
 
 
-def run_script(script: Path, vllm: Path, *, shell: str = "sh", **more: str) -> list[dict[str, Any]]:
+def run_script(script: Path, vllm: Path, *, shell: str = "sh", ends: int = 0, **more: str) -> list[dict[str, Any]]:
     """What each started engine recorded, by port and node rank."""
     records = script.parent / f"records-{script.stem}-{shell}"
     records.mkdir()
@@ -69,7 +76,7 @@ def run_script(script: Path, vllm: Path, *, shell: str = "sh", **more: str) -> l
     ended = subprocess.run(
         [shell, str(script)], env=environ, capture_output=True, cwd=records, timeout=20, check=False, text=True
     )
-    assert ended.returncode == 0, ended.stderr
+    assert ended.returncode == ends, ended.stderr
     assert ended.stderr == ""
     told = [json.loads(path.read_text()) for path in sorted(records.iterdir())]
     assert all(path.name.isdigit() for path in records.iterdir()), "a name was run as a command"
@@ -141,7 +148,8 @@ def test_uneven_stages_carry_their_layers(tmp_path: Path, vllm: Path) -> None:
 def test_several_servers_on_a_node_are_all_started(tmp_path: Path, vllm: Path) -> None:
     decided = decided_by("mixtral-8x7b", "--from", "machine:hgx-h100", "--objective", "throughput", folder=tmp_path)
     (script,) = emitted(decided, tmp_path)
-    records = run_script(script, vllm)
+    assert script.read_text().startswith("#!/usr/bin/env bash")
+    records = run_script(script, vllm, shell="bash", SERVERS=str(decided.parallelism.dp))
     assert len(records) == decided.parallelism.dp > 1
     assert records == expected(list(vllm_launch(decided).processes))
     devices, ports = [], []
@@ -151,6 +159,15 @@ def test_several_servers_on_a_node_are_all_started(tmp_path: Path, vllm: Path) -
         ports.append(argv[argv.index("--port") + 1])
     assert sorted(map(int, devices)) == list(range(8)), "every GPU belongs to one server"
     assert len(set(ports)) == len(ports)
+
+
+def test_a_server_that_dies_takes_its_neighbours_with_it(tmp_path: Path, vllm: Path) -> None:
+    """Else half a node would go on answering, and nobody would know. The stubs would run for a minute."""
+    decided = decided_by("mixtral-8x7b", "--from", "machine:hgx-h100", "--objective", "throughput", folder=tmp_path)
+    (script,) = emitted(decided, tmp_path)
+    servers = str(decided.parallelism.dp)
+    records = run_script(script, vllm, shell="bash", ends=3, SERVERS=servers, FAILING_PORT="8001")
+    assert len(records) == decided.parallelism.dp
 
 
 def test_a_replica_over_two_nodes_needs_the_address_of_the_first(tmp_path: Path, vllm: Path) -> None:
@@ -246,7 +263,7 @@ def test_a_plan_survives_its_file() -> None:
         ("tensor_parallel_size", 4, r"tp \* pp \* dp == GPUs used"),
         ("layers_per_stage", [79], "every layer once"),
         ("layers_per_stage", [], "every stage has a layer|pp"),
-        ("memory_utilization", "most", "memory_utilization"),
+        ("layers_per_stage", "most", "layers_per_stage"),
         ("engine", "abacus", "abacus"),
         ("engine_version", "0.1", "vllm@0.1"),
         ("confidence", "total", "confidence"),

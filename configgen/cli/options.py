@@ -30,12 +30,17 @@ class Sources:
         """The sources as one topology, with what the person told. Raises WireloreError."""
         from probe.merge import merge_topologies
         from probe.sources.registry import read_source
-        from probe.sources.told import with_told
 
         if self.given.count("-") > 1:
             raise UsageError("standard input can be read once", cure="Give --from - only once.")
         parts = [read_source(source) for source in self.given] or [read_source(None)]
-        return with_told(merge_topologies(parts), gpu_model=self.gpu_model, gpu_memory=self.gpu_memory)
+        return self.told(merge_topologies(parts))
+
+    def told(self, topology: Topology) -> Topology:
+        """The topology with what --gpu-model and --gpu-memory told. Raises UsageError."""
+        from probe.sources.told import with_told
+
+        return with_told(topology, gpu_model=self.gpu_model, gpu_memory=self.gpu_memory)
 
 
 def source_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,15 +7,26 @@ from pathlib import Path
 import click
 
 from configgen.cli.options import Sources, output_option, put, source_options
+from probe.errors import UsageError
+from probe.topology import Topology
 
 
 @click.command("probe")
 @source_options
 @click.option("--format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Output.")
+@click.option(
+    "--record",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write what driver and host told, for `--from` and for bug reports; without what identifies the machine.",
+)
+@click.option("--no-redact", is_flag=True, help="Keep host name, serials and UUIDs in the record.")
 @output_option
-def probe_command(sources: Sources, format: str, output: Path | None) -> None:
+def probe_command(sources: Sources, format: str, record: Path | None, no_redact: bool, output: Path | None) -> None:
     """Read this machine's GPUs, NICs and wires, or a description of a machine."""
-    topology = sources.topology()
+    if no_redact and record is None:
+        raise UsageError("--no-redact is about --record, which is not given", cure="Add --record FILE.")
+    topology = sources.topology() if record is None else _recorded(sources, record, redact=not no_redact)
     if format == "json" or output is not None:
         from probe.store import encode_topology
 
@@ -24,3 +35,14 @@ def probe_command(sources: Sources, format: str, output: Path | None) -> None:
         from configgen.report.terminal import print_topology
 
         print_topology(topology)
+
+
+def _recorded(sources: Sources, file: Path, *, redact: bool) -> Topology:
+    """Records this machine, and goes on with what the record replays: what is shown is what is sent."""
+    from probe.sources.record import encode_record, record_this_machine, replay
+
+    if sources.given:
+        raise UsageError("--record reads this machine, --from another", cure="Give one of the two.")
+    record = record_this_machine(redact=redact)
+    put(encode_record(record), file)
+    return sources.told(replay(record))

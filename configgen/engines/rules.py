@@ -16,6 +16,12 @@ _VLLM_NO_PIPELINE = frozenset(
     WhisperForConditionalGeneration Zamba2ForCausalLM""".split()
 )
 
+# get_min_capability() of each method in vllm/model_executor/layers/quantization of vLLM 0.33.0, read 2026-11.
+_VLLM_MIN_CAPABILITY = {
+    "fp8": (7, 5), "awq": (7, 5), "gptq": (6, 0), "compressed-tensors": (7, 0), "modelopt": (8, 0), "nvfp4": (7, 5),
+    "mxfp4": (8, 0), "fbgemm_fp8": (8, 0), "torchao": (7, 5), "quark": (7, 0),
+}  # fmt: skip
+
 ENGINES: dict[str, tuple[EngineTraits, ...]] = {
     "vllm": (
         EngineTraits(
@@ -26,6 +32,8 @@ ENGINES: dict[str, tuple[EngineTraits, ...]] = {
             layer_split=LayerSplit.BEFORE_LAST,  # get_pp_indices (vllm/distributed/utils.py): 80 / 3 = 27,27,26
             custom_all_reduce_sizes=frozenset((2, 4, 6, 8)),  # custom_all_reduce.py, _SUPPORTED_WORLD_SIZES
             no_pipeline_architectures=_VLLM_NO_PIPELINE,
+            min_capability=_VLLM_MIN_CAPABILITY,
+            no_float16_model_types=frozenset(("gemma2", "gemma3", "gemma3_text", "glm4")),  # vllm/config/model.py
             # Each data-parallel rank gets a pipeline of its own inside a node: with --data-parallel-size 8, PP2 and
             # --nnodes 2 vLLM 0.33 resolves data_parallel_size_local 4, so stages would not lie where they are planned.
             attention_dp_with_stages=False,

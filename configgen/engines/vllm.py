@@ -20,7 +20,8 @@ def vllm_launch(plan: Plan) -> Launch:
     if because is None:
         replica = plan.replicas[0]
         devices = [ref for r in plan.replicas for ref in r.gpus]
-        flags = (*_parallel_flags(plan, plan.parallelism.dp), _device_flag(plan, devices), *_tuning_flags(plan))
+        own = (*_parallel_flags(plan, replica, plan.parallelism.dp), _device_flag(plan, devices))
+        flags = (*own, *_tuning_flags(plan, replica))
         process = Process(
             replica.nodes[0], plan.hostnames[replica.nodes[0]], 0, _command(plan), flags, _environment(plan)
         )
@@ -43,6 +44,8 @@ def _not_one_line(plan: Plan) -> str | None:
         return "the uneven layer split needs VLLM_PP_LAYER_PARTITION in the environment"
     if plan.model.is_moe and p.dp > 1:
         return "vLLM's --data-parallel-size joins the experts of MoE replicas, so each replica is a server of its own"
+    if len({_settings(replica) for replica in plan.replicas}) > 1:
+        return "replicas with other wires or other free memory need servers of their own"
     if plan.mixed_gpus and not _uuids_known(plan):
         return "GPUs of different models need CUDA_DEVICE_ORDER=PCI_BUS_ID in the environment"
     return None
@@ -58,10 +61,10 @@ def _processes(plan: Plan) -> Iterator[Process]:
         devices = [ref for number in numbers for ref in plan.replicas[number].gpus]
         for rank, node in enumerate(head.nodes):
             own = [ref for ref in devices if ref.node == node]
-            flags = [*_parallel_flags(plan, len(numbers)), _device_flag(plan, own)]
+            flags = [*_parallel_flags(plan, head, len(numbers)), _device_flag(plan, own)]
             if len(head.nodes) > 1:
                 flags += _node_flags(head, rank, place)
-            flags += _tuning_flags(plan)
+            flags += _tuning_flags(plan, head)
             if rank == 0:
                 flags.append(Flag(("--port", str(FIRST_PORT + place)), "one port per server of a node"))
             yield Process(node, plan.hostnames[node], numbers[0], _command(plan), tuple(flags), _environment(plan))
@@ -73,7 +76,9 @@ def _servers(plan: Plan) -> Iterator[tuple[int, list[int]]]:
     for number, replica in enumerate(plan.replicas):
         nodes = replica.nodes
         servers = by_node.setdefault(nodes[0], [])
-        if servers and len(nodes) == 1 and not plan.model.is_moe and len(plan.replicas[servers[-1][0]].nodes) == 1:
+        first = plan.replicas[servers[-1][0]] if servers else None
+        joins = first is not None and len(nodes) == len(first.nodes) == 1 and _settings(first) == _settings(replica)
+        if joins and not plan.model.is_moe:
             servers[-1].append(number)
         else:
             servers.append([number])
@@ -81,12 +86,17 @@ def _servers(plan: Plan) -> Iterator[tuple[int, list[int]]]:
         yield from enumerate(servers)
 
 
-def _parallel_flags(plan: Plan, dense_dp: int) -> Iterator[Flag]:
+def _settings(replica: Replica) -> tuple[object, ...]:
+    """What all replicas of one server share."""
+    return (replica.custom_all_reduce, replica.memory_utilization, replica.kv_cache_bytes)
+
+
+def _parallel_flags(plan: Plan, replica: Replica, dense_dp: int) -> Iterator[Flag]:
     p = plan.parallelism
-    reason = f"slowest path inside a stage: {plan.tp_path}" if plan.tp_path else "one GPU per stage"
+    reason = f"slowest path inside a stage: {replica.tp_path}" if replica.tp_path else "one GPU per stage"
     yield Flag(("--tensor-parallel-size", str(p.attention_tp)), reason)
     if p.pp > 1:
-        yield Flag(("--pipeline-parallel-size", str(p.pp)), f"slowest path between stages: {plan.pp_path}")
+        yield Flag(("--pipeline-parallel-size", str(p.pp)), f"paths between stages: {', '.join(replica.hops)}")
     if p.attention_dp > 1:
         yield Flag(("--data-parallel-size", str(p.attention_dp)), "attention runs once per rank, KV is not copied")
     elif dense_dp > 1:
@@ -101,14 +111,15 @@ def _device_flag(plan: Plan, devices: list[GpuRef]) -> Flag:
     return Flag(("--device-ids", ",".join(names)), "rank order: each TP group is consecutive, stages follow each other")
 
 
-def _tuning_flags(plan: Plan) -> Iterator[Flag]:
-    if plan.parallelism.attention_tp > 1 and not plan.custom_all_reduce:
+def _tuning_flags(plan: Plan, replica: Replica) -> Iterator[Flag]:
+    if plan.parallelism.attention_tp > 1 and not replica.custom_all_reduce:
         yield Flag(("--disable-custom-all-reduce",), "it needs NVLink between all GPUs of a group of more than two")
-    if plan.memory_utilization < plan.engine.memory_utilization:
-        yield Flag(
-            ("--gpu-memory-utilization", f"{plan.memory_utilization:.2f}"),
-            "other processes hold the rest of the memory",
-        )
+    if replica.memory_utilization < plan.engine.memory_utilization:
+        share = f"{replica.memory_utilization:.2f}"
+        yield Flag(("--gpu-memory-utilization", share), "other processes hold the rest of the memory")
+    if replica.kv_cache_bytes is not None:
+        size = str(replica.kv_cache_bytes)
+        yield Flag(("--kv-cache-memory-bytes", size), "GPUs with different free memory: one fraction can't say it")
     if plan.half_precision:
         yield Flag(("--dtype", "half"), "a GPU older than Ampere has no bfloat16")
     fits = plan.predictions.max_context

@@ -225,9 +225,9 @@ def _picture(plan: Plan, topology: Topology) -> Padding:
                 for node in nodes
             ]
             stages.append("[" + "; ".join(parts) + "]")
-        arrow = f" -{plan.pp_path}-> " if plan.pp_path else ""
-        inside = f"  inside: {plan.tp_path}" if plan.tp_path else ""
-        grid.add_row(f"replica {number}", Text(arrow.join(stages) + inside))
+        inside = f"  inside: {replica.tp_path}" if replica.tp_path else ""
+        drawn = stages[:1] + [f" -{hop}-> {stage}" for hop, stage in zip(replica.hops, stages[1:], strict=True)]
+        grid.add_row(f"replica {number}", Text("".join(drawn) + inside))
     for island in _drawn_islands(topology):
         grid.add_row("island", Text(island_text(island), style="green"))
     return Padding(grid, (0, 0, 0, 2))
