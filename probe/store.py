@@ -104,6 +104,7 @@ class NodeDocument(_Document, frozen=True, kw_only=True):
     cuda_version: str | None = None
     virtualization: str | None = None
     nvlink_visible: bool = True
+    numa_nodes: int | None = None
     gpus: tuple[GpuDocument, ...]
     nics: tuple[Nic, ...] = ()
     paths: tuple[PathDocument, ...] = ()
@@ -292,7 +293,13 @@ def _node_document(node: Node) -> NodeDocument:
     )
     own = {name: getattr(node, name) for name in _NODE_FACTS}
     return NodeDocument(
-        gpus=gpus, nics=shape.nics, paths=paths, nic_paths=nic_paths, nvlink_visible=shape.nvlink_visible, **own
+        gpus=gpus,
+        nics=shape.nics,
+        paths=paths,
+        nic_paths=nic_paths,
+        nvlink_visible=shape.nvlink_visible,
+        numa_nodes=shape.numa_nodes,
+        **own,
     )
 
 
@@ -330,6 +337,7 @@ def _node(document: NodeDocument, where: str) -> Node:
         nics=document.nics,
         nic_paths=tuple(tuple(by_nic[g, name] for name in names) for g in range(n)) if by_nic else (),
         nvlink_visible=document.nvlink_visible,
+        numa_nodes=document.numa_nodes,
     )
     states = tuple(GpuState(**{name: getattr(g, name) for name in _GPU_STATES}) for g in document.gpus)
     return Node(shape=shape, gpus=states, **{name: getattr(document, name) for name in _NODE_FACTS})

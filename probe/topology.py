@@ -265,6 +265,8 @@ class NodeShape:
     nics: tuple[Nic, ...] = ()
     nic_paths: tuple[tuple[Path, ...], ...] = ()
     nvlink_visible: bool = True
+    numa_nodes: int | None = None
+    """NUMA nodes with CPUs that the machine has, whether GPUs stand at them or not."""
 
     def __post_init__(self) -> None:
         n = len(self.gpus)

@@ -33,6 +33,11 @@ def gib(size_bytes: float) -> str:
     return f"{size_bytes / GIB:.1f} GiB"
 
 
+def mib(size_bytes: float) -> str:
+    """67108864 -> '64 MiB'."""
+    return f"{size_bytes / (1 << 20):.3g} MiB"
+
+
 def gigabytes(size_bytes: float) -> str:
     """141107412992 -> '141.1 GB' (1e9 bytes)."""
     return f"{size_bytes / 1e9:.1f} GB"

@@ -293,11 +293,15 @@ def test_no_permission(damage: Path) -> None:
         refused(wirelore(*arguments, cwd=damage, before=launcher), code, "Permission denied")
 
 
-def test_the_same_machine_twice(damage: Path) -> None:
-    for name, uuid in (("one.json", "GPU-1"), ("again.json", "GPU-1"), ("two.json", "GPU-2")):
-        (damage / name).write_text(json.dumps({**DOCUMENT, "nodes": [{"gpus": [{**GPU, "uuid": uuid}]}]}))
-    refused(wirelore("probe", "--from", "one.json", "--from", "again.json", cwd=damage), BAD_USAGE, "same GPU")
-    wirelore("probe", "--from", "one.json", "--from", "two.json", cwd=damage).data()
+def test_machines_that_share_some_gpus_but_not_all(damage: Path) -> None:
+    pair = [{"a": 0, "b": 1, "kind": "SYS"}]
+    for name, uuids in (("one.json", ["GPU-1"]), ("again.json", ["GPU-1"]), ("two.json", ["GPU-1", "GPU-2"])):
+        gpus = [{**GPU, "index": i, "uuid": uuid} for i, uuid in enumerate(uuids)]
+        node = {"gpus": gpus, "paths": pair if len(gpus) == 2 else []}
+        (damage / name).write_text(json.dumps({**DOCUMENT, "nodes": [node]}))
+    refused(wirelore("probe", "--from", "one.json", "--from", "two.json", cwd=damage), BAD_USAGE, "share a GPU")
+    same = wirelore("probe", "--from", "one.json", "--from", "again.json", "--format", "json", cwd=damage).data()
+    assert len(json.loads(same)["nodes"]) == 1
 
 
 def test_no_legal_plan_names_the_law() -> None:

@@ -149,7 +149,7 @@ def with_host(topology: Topology, host: HostFacts, *, node: int = 0) -> Topology
     gpus, states = _with_shared_memory(gpus, own.gpus, host)
     completed = replace(
         own,
-        shape=replace(shape, gpus=gpus),
+        shape=replace(shape, gpus=gpus, numa_nodes=shape.numa_nodes or len(host.numa_nodes) or None),
         gpus=states,
         hostname=own.hostname or host.hostname,
         virtualization=own.virtualization or host.virtualization,

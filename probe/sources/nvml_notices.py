@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from probe.sources.nvml_facts import Facts
+from probe.sources.nvml_health import state_notices
 from probe.sources.nvml_links import Side
 from probe.topology import FabricState, GpuStatus, Node, Notice, P2pStatus, PathKind, Through
 from probe.units import count, ranges
@@ -30,6 +31,7 @@ def notices(facts: Facts, node: Node, sides: Sequence[Side], environ: Mapping[st
     yield from _split(node, ok)
     yield from _nvlink(node, ok)
     yield from _mig(node, sides)
+    yield from state_notices(facts)
     yield from _confidence(facts, node, environ)
 
 

@@ -22,13 +22,17 @@ if TYPE_CHECKING:
 
 MAX_GPUS = 64
 MAX_MIG_INSTANCES = 64
+MAX_PROCESSES = 1024
+MAX_C2C_LINKS = 64
 CPU_MASK_WORDS = 64  # of 64 CPUs each
 FABRIC_PATIENCE_S = 1.0
 FABRIC_POLL_S = 0.05
 GPU_IS_LOST = 15
 FABRIC_IN_PROGRESS = 2
 FIELD_NVLINK_COUNT = 91
-UNSIGNED_LONG_LONG = 3
+FIELD_C2C_COUNT = 170
+FIELD_RECOVERY_ACTION = 230
+UNSIGNED_LONGS = (2, 3)  # nvmlValueType_t: 64 bits on Linux, all other counts are unsigned int
 P2P_CAPABILITIES = range(5)  # plain numbers: NVML_P2P_CAPS_INDEX_READ is a tuple in the bindings
 LINK_USABLE = (1, 2)  # active; asleep, which wakes up on traffic
 
@@ -42,6 +46,41 @@ DETAILS = {
     "pcie.width": "nvmlDeviceGetCurrPcieLinkWidth",
     "pcie.width_max": "nvmlDeviceGetMaxPcieLinkWidth",
 }
+HEALTH = {
+    "ecc.mode": "nvmlDeviceGetEccMode",
+    "rows": "nvmlDeviceGetRemappedRows",
+    "clocks.reasons": "nvmlDeviceGetCurrentClocksEventReasons",
+    "power.limit": "nvmlDeviceGetPowerManagementLimit",
+    "power.limit_default": "nvmlDeviceGetPowerManagementDefaultLimit",
+    "power.limit_enforced": "nvmlDeviceGetEnforcedPowerLimit",
+    "persistence": "nvmlDeviceGetPersistenceMode",
+    "compute_mode": "nvmlDeviceGetComputeMode",
+    "pcie.replays": "nvmlDeviceGetPcieReplayCounter",
+}
+ECC_TOTALS = {  # nvmlMemoryErrorType_t, nvmlEccCounterType_t
+    "ecc.corrected.volatile": (0, 0),
+    "ecc.uncorrected.volatile": (1, 0),
+    "ecc.corrected.aggregate": (0, 1),
+    "ecc.uncorrected.aggregate": (1, 1),
+}
+SRAM_ERRORS = {
+    "uncorrected_parity.aggregate": "aggregateUncParity",
+    "uncorrected_secded.aggregate": "aggregateUncSecDed",
+    "corrected.aggregate": "aggregateCor",
+    "uncorrected_parity.volatile": "volatileUncParity",
+    "uncorrected_secded.volatile": "volatileUncSecDed",
+    "corrected.volatile": "volatileCor",
+    "threshold_exceeded": "bThresholdExceeded",
+}
+# Field ids of a link's error counters: Blackwell (NVLink 5) no longer has the first, and only it has the second.
+LINK_ERRORS = {"replay": 161, "recovery": 162, "crc": 163}
+LINK_ERRORS_5 = {
+    "malformed_packets": 206, "buffer_overruns": 207, "receive_errors": 208, "receive_remote_errors": 209,
+    "receive_general_errors": 210, "integrity_errors": 211, "transmit_discards": 212, "recoveries": 213,
+    "failed_recoveries": 214, "recovery_events": 215, "effective_errors": 219, "symbol_errors": 221,
+}  # fmt: skip
+C2C_ERRORS = {"crc": 231, "replay": 232, "replay_back_to_back": 233}
+NVLINK_5 = 7  # nvmlNvlinkVersion_t
 # Newest first. The struct's version is named, for `c_nvmlGpuFabricInfoV_t` is v2 in Python and v3 in C.
 FABRIC_LAYOUTS = (
     ("nvmlDeviceGetGpuFabricInfo_v4", "c_nvmlGpuFabricInfo_v4_t"),
@@ -59,6 +98,7 @@ class Reader:
         self.out = out
         self.handles: dict[int, Any] = {}
         self.registering: set[int] = set()  # GPUs whose fabric registration is in progress
+        self.links: dict[int, list[tuple[int, int]]] = {}  # per GPU its usable links and their versions (0: not told)
         self.error: int | None = None  # of the last question
 
     def ask(self, fact: str, at: tuple[int, ...], call: Callable[[], Any], plain: Callable[[Any], object]) -> Any:
@@ -95,6 +135,8 @@ class Reader:
                     if j < i:
                         self.read_pair(j, i)
         self.await_fabric(patience_s)
+        for i in self.handles:  # last, so that a driver that hangs here has told the whole topology
+            self.read_health(i)
 
     def read_gpu(self, i: int) -> bool:
         """False where the GPU gives no handle or is lost: then nothing more is asked of it."""
@@ -151,9 +193,35 @@ class Reader:
             state = self.get("link.state", (i, link), "nvmlDeviceGetNvLinkState", h, link)
             present += state is not None
             if state in LINK_USABLE:
-                self.get("link.version", (i, link), "nvmlDeviceGetNvLinkVersion", h, link)
+                version = self.get("link.version", (i, link), "nvmlDeviceGetNvLinkVersion", h, link)
+                self.links.setdefault(i, []).append((link, version or 0))
                 self.get("link.type", (i, link), "nvmlDeviceGetNvLinkRemoteDeviceType", h, link)
                 self.get("link.pci", (i, link), "nvmlDeviceGetNvLinkRemotePciInfo", h, link)
+
+    def read_health(self, i: int) -> None:
+        h = self.handles[i]
+        answers = {}
+        for fact, function in HEALTH.items():
+            answers[fact] = self.get(fact, (i,), function, h)
+            if self.error == GPU_IS_LOST:
+                self.tell({"fact": "read", "at": (i,), "error": GPU_IS_LOST, "name": "GpuIsLost"})  # a later fact wins
+                return
+        if answers["ecc.mode"] and answers["ecc.mode"][0] == 1:
+            for fact, kinds in ECC_TOTALS.items():
+                self.get(fact, (i,), "nvmlDeviceGetTotalEccErrors", h, *kinds)
+            self.ask("ecc.sram", (i,), lambda: self.sram_errors(h), dict)
+        if answers["rows"] is None:  # before Ampere bad memory is retired by pages
+            self.get("pages.pending", (i,), "nvmlDeviceGetRetiredPagesPendingStatus", h)
+        self.ask("processes", (i,), lambda: self.nvml.nvmlDeviceGetComputeRunningProcesses_v3(h), _processes)
+        self.ask("recovery_action", (i,), lambda: self.field(h, FIELD_RECOVERY_ACTION), _plain)
+        for link, version in self.links.get(i, ()):
+            self.read_errors("link.errors", i, link, LINK_ERRORS_5 if version >= NVLINK_5 else LINK_ERRORS)
+        c2c_links = self.ask("c2c.links", (i,), lambda: self.field(h, FIELD_C2C_COUNT), _plain) or 0
+        for link in range(min(c2c_links, MAX_C2C_LINKS)):
+            self.read_errors("c2c.errors", i, link, C2C_ERRORS)
+
+    def read_errors(self, fact: str, i: int, link: int, numbers: dict[str, int]) -> None:
+        self.ask(fact, (i, link), lambda: self.fields(self.handles[i], numbers, link), dict)
 
     def read_pair(self, a: int, b: int) -> None:
         from_a, from_b = self.handles[a], self.handles[b]
@@ -181,12 +249,27 @@ class Reader:
             info = self.nvml.nvmlDeviceGetMemoryInfo(h)
         return {"total": info.total, "free": info.free}
 
-    def field(self, h: Any, number: int) -> int | None:
-        """The call succeeds while each entry carries its own code."""
-        entry = self.nvml.nvmlDeviceGetFieldValues(h, [number])[0]
-        if entry.nvmlReturn != 0:
-            raise self.nvml.NVMLError(entry.nvmlReturn)
-        return int(entry.value.ullVal if entry.valueType == UNSIGNED_LONG_LONG else entry.value.uiVal)
+    def field(self, h: Any, number: int) -> int:
+        return self.fields(h, {"": number})[""]
+
+    def fields(self, h: Any, numbers: dict[str, int], scope: int = 0) -> dict[str, int]:
+        """Those that can be read: the call succeeds while each entry carries its own code. Raises where none can."""
+        entries = self.nvml.nvmlDeviceGetFieldValues(h, [(number, scope) for number in numbers.values()])
+        read = {
+            name: int(e.value.ullVal if e.valueType in UNSIGNED_LONGS else e.value.uiVal)
+            for name, e in zip(numbers, entries, strict=True)
+            if e.nvmlReturn == 0
+        }
+        if not read:
+            raise self.nvml.NVMLError(entries[0].nvmlReturn)
+        return read
+
+    def sram_errors(self, h: Any) -> dict[str, int]:
+        from ctypes import byref
+
+        status = self.nvml.c_nvmlEccSramErrorStatus_v1_t()
+        self.nvml.nvmlDeviceGetSramEccErrorStatus(h, byref(status))
+        return {name: getattr(status, field) for name, field in SRAM_ERRORS.items()}
 
     def fabric(self, h: Any) -> dict[str, object]:
         from ctypes import byref
@@ -236,6 +319,11 @@ def _words(mask: Any) -> list[int]:
     while words and not words[-1]:
         words.pop()
     return words
+
+
+def _processes(found: Any) -> list[list[int | None]]:
+    """Process ids and bytes, or None where the driver does not tell them (vGPU, WSL2). Names are nobody's business."""
+    return [[p.pid, p.usedGpuMemory] for p in found[:MAX_PROCESSES]]
 
 
 def _numa_cpus(node: int) -> str:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from probe.sources.cuda_visibility import with_visibility
 from probe.sources.nvml_facts import Facts
+from probe.sources.nvml_health import pcie_link
 from probe.sources.nvml_links import Side, pci_bus_id, read_links, read_path
 from probe.sources.nvml_notices import notices
 from probe.topology import (
@@ -21,7 +22,6 @@ from probe.topology import (
     Origin,
     Path,
     PathKind,
-    PcieLink,
     Provenance,
     Topology,
 )
@@ -74,7 +74,7 @@ def _gpu(facts: Facts, i: int) -> Gpu:
         compute_capability=(capability[0], capability[1]) if len(capability) == 2 else None,
         numa_node=node if has_cpus else None,
         cpu_affinity=ranges(cpus) or None,
-        pcie=_pcie(facts, i),
+        pcie=pcie_link(facts, i),
     )
 
 
@@ -94,7 +94,7 @@ def _state(facts: Facts, i: int, pci: str | None) -> GpuState:
 
 
 def _status(facts: Facts, i: int) -> tuple[GpuStatus, str | None]:
-    core = [facts.reading(fact, i) for fact in ("handle", "uuid", "pci", "name", "memory")]
+    core = [facts.reading(fact, i) for fact in ("handle", "uuid", "pci", "name", "memory", "read")]
     errors = {r.error: r.name for r in core if r.error is not None}
     if _GPU_IS_LOST in errors:
         return GpuStatus.LOST, "the driver says GPU_IS_LOST (15): it has fallen off the bus"
@@ -157,15 +157,6 @@ def _fabric(facts: Facts, i: int) -> Fabric | None:
         clique_id=clique if cluster else None,
         health_mask=health,
     )
-
-
-def _pcie(facts: Facts, i: int) -> PcieLink | None:
-    facets = ("pcie.generation", "pcie.generation_max", "pcie.width", "pcie.width_max")
-    generation, generation_max, width, width_max = (facts.number(f, i) or None for f in facets)
-    # GB10 hangs on C2C and reports a Gen1 x1 port that does not exist; no GPU was ever built with one.
-    invented = (generation_max or generation) == 1 and (width_max or width) == 1
-    link = PcieLink(generation, generation_max, width, width_max)
-    return None if invented or link == PcieLink() else link
 
 
 def _virtualization(facts: Facts, gpus: int) -> str | None:

@@ -121,7 +121,8 @@ def _follows(legend: Mapping[str, str | None], label: str) -> bool:
     if name is None or before is None:
         return name is not None and label == "NIC0" and name[-1].isdigit()
     numbers = [[int(n) for n in re.findall("[0-9]+", text)] for text in (name, before)]
-    return re.sub("[0-9]+", "#", name) == re.sub("[0-9]+", "#", before) and numbers[0] > numbers[1]
+    grows = numbers[0] != numbers[1] and all(a >= b for a, b in zip(*numbers, strict=False))
+    return re.sub("[0-9]+", "#", name) == re.sub("[0-9]+", "#", before) and grows
 
 
 def _is_name(value: str) -> bool:

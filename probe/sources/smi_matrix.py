@@ -184,6 +184,8 @@ def _columns(
 
     kept = [r for r in whole if proven(r)]
     lost = [r.label for r in rows if r not in kept]
+    if not lost and not any(r.label.startswith("GPU") for r in kept):
+        raise Unreadable("no row of a GPU is left: rows of NICs alone tell no path between GPUs")
     if len(lost) * 2 > len(rows) or not any(r.label.startswith("GPU") for r in kept):
         raise Unreadable(f"the X of row {lost[0]} does not stand in the column of its name: cells are lost or shifted")
     if lost:

@@ -115,6 +115,9 @@ static ret numbers(ret code, const char *value, u64 *out, int count) {
         const char *v = ""; ret r = ask_device(&v, h, key); return copy(r, v, out, size); }
 #define NUMBER(function, key) \
     ret function(device h, u32 *out) { const char *v = ""; ret r = ask_device(&v, h, key); return number(r, v, out); }
+#define LONG_NUMBER(function, key) \
+    ret function(device h, u64 *out) { \
+        const char *v = ""; ret r = ask_device(&v, h, key); return numbers(r, v, out, 1); }
 #define TWO_NUMBERS(function, key) \
     ret function(device h, u32 *a, u32 *b) { \
         const char *v = ""; u64 got[2]; ret r = ask_device(&v, h, key); \
@@ -152,6 +155,15 @@ NUMBER(nvmlDeviceGetMaxPcieLinkWidth, "pcie.width_max")
 NUMBER(nvmlDeviceGetMaxMigDeviceCount, "mig.count")
 TWO_NUMBERS(nvmlDeviceGetMigMode, "mig.mode")
 TWO_NUMBERS(nvmlDeviceGetCudaComputeCapability, "compute_capability")
+NUMBER(nvmlDeviceGetPowerManagementLimit, "power.limit")
+NUMBER(nvmlDeviceGetPowerManagementDefaultLimit, "power.limit_default")
+NUMBER(nvmlDeviceGetEnforcedPowerLimit, "power.limit_enforced")
+NUMBER(nvmlDeviceGetPersistenceMode, "persistence")
+NUMBER(nvmlDeviceGetComputeMode, "compute_mode")
+NUMBER(nvmlDeviceGetPcieReplayCounter, "pcie.replays")
+NUMBER(nvmlDeviceGetRetiredPagesPendingStatus, "pages.pending")
+LONG_NUMBER(nvmlDeviceGetCurrentClocksEventReasons, "clocks.reasons")
+TWO_NUMBERS(nvmlDeviceGetEccMode, "ecc.mode")
 LINK_NUMBER(nvmlDeviceGetNvLinkState, "link.state")
 LINK_NUMBER(nvmlDeviceGetNvLinkVersion, "link.version")
 LINK_NUMBER(nvmlDeviceGetNvLinkRemoteDeviceType, "link.type")
@@ -228,11 +240,60 @@ typedef struct { u32 field, scope; long long stamp, latency; u32 type; ret code;
 ret nvmlDeviceGetFieldValues(device h, int count, field_value *fields) {
     for (field_value *f = fields; f < fields + count; f++) {
         const char *value = "";
-        f->code = ask(&value, "field %d %u", gpu_of(h), f->field);
-        f->type = 1; /* unsigned int */
-        if (!f->code) f->value = strtoull(value, NULL, 0);
+        f->code = ask(&value, "field %d %u %u", gpu_of(h), f->field, f->scope);
+        if (f->code == NOT_SUPPORTED) f->code = ask(&value, "field %d %u", gpu_of(h), f->field);
+        u64 told = f->code ? 0 : strtoull(value, NULL, 0);
+        f->type = told >> 32 ? 3 : 1; /* unsigned long long, unsigned int: what is beyond it is undefined */
+        f->value = f->type == 1 ? 0xeeeeeeee00000000 | told : told;
     }
     return OK;
+}
+
+/* ecc.corrected.volatile, ecc.uncorrected.volatile, the same with aggregate */
+ret nvmlDeviceGetTotalEccErrors(device h, u32 type, u32 counter, u64 *out) {
+    const char *value = "";
+    ret code = ask(&value, "ecc.%s.%s %d", type ? "uncorrected" : "corrected", counter ? "aggregate" : "volatile", gpu_of(h));
+    return numbers(code, value, out, 1);
+}
+
+/* rows = corrected uncorrected pending failed */
+ret nvmlDeviceGetRemappedRows(device h, u32 *corrected, u32 *uncorrected, u32 *pending, u32 *failed) {
+    const char *value = "";
+    u64 got[4];
+    ret code = ask_device(&value, h, "rows");
+    if (!(code = numbers(code, value, got, 4)))
+        *corrected = (u32)got[0], *uncorrected = (u32)got[1], *pending = (u32)got[2], *failed = (u32)got[3];
+    return code;
+}
+
+/* ecc.sram = the six totals in the order of the struct, and whether the threshold is exceeded */
+typedef struct { u32 version; u64 totals[6], buckets[5]; u32 exceeded; } sram_status;
+
+ret nvmlDeviceGetSramEccErrorStatus(device h, sram_status *out) {
+    const char *value = "";
+    u64 got[7];
+    if (out->version != (1u << 24 | sizeof *out)) return WRONG_VERSION;
+    ret code = ask_device(&value, h, "ecc.sram");
+    if (!(code = numbers(code, value, got, 7))) memcpy(out->totals, got, sizeof out->totals), out->exceeded = (u32)got[6];
+    return code;
+}
+
+/* processes = pid bytes pid bytes ... (or nothing at all) */
+typedef struct { u32 pid; u64 used; u32 gpu_instance, compute_instance; } process;
+
+ret nvmlDeviceGetComputeRunningProcesses_v3(device h, u32 *count, process *out) {
+    const char *value = "";
+    u32 room = *count;
+    ret code = ask_device(&value, h, "processes");
+    if (code) return code;
+    *count = 0;
+    for (char *end; *value; value = end + strspn(end, " ")) {
+        u64 got[2] = {strtoull(value, &end, 0), 0};
+        got[1] = strtoull(end, &end, 0);
+        if (out && *count < room) out[*count] = (process){(u32)got[0], got[1], ~0u, ~0u};
+        ++*count;
+    }
+    return *count > room ? NO_ROOM : OK;
 }
 
 /* fabric = state status clique health-mask cluster-uuid (32 hex digits); `fabric.version` is the newest call there is */

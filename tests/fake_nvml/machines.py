@@ -101,6 +101,24 @@ class Description:
         return path
 
 
+def healthy(d: Description, *, watts: int = 700, nvlink_5: bool = False) -> Description:
+    """The machine with all that a well and idle data-centre GPU tells of its health."""
+    errors = range(206, 216) if nvlink_5 else range(161, 164)
+    for i in range(d.count):
+        d |= {
+            f"ecc.mode {i}": "1 1", f"rows {i}": "0 0 0 0", f"ecc.sram {i}": "0 0 0 0 0 0 0",
+            f"clocks.reasons {i}": 1, f"persistence {i}": 1, f"compute_mode {i}": 0, f"pcie.replays {i}": 0,
+            f"processes {i}": "", f"field {i} 230": 0,
+        }  # fmt: skip
+        d |= {
+            f"ecc.{kind}.{since} {i}": 0 for kind in ("corrected", "uncorrected") for since in ("volatile", "aggregate")
+        }
+        d |= {f"power.{limit} {i}": watts * 1000 for limit in ("limit", "limit_default", "limit_enforced")}
+        links = [int(key.split()[2]) for key in d.answers if key.startswith(f"link.state {i} ")]
+        d |= {f"field {i} {number} {n}": 0 for n in links for number in errors}
+    return d
+
+
 def hgx_h100() -> Description:
     d = Description(8, "NVIDIA H100 80GB HBM3", 80, "9 0")
     d.switched(18, version=6)
