@@ -35,6 +35,8 @@ check-all: check test bench
 bench: setup
 	$(BIN)/python benchmarks/corpus.py --index ../shared/topologies/index.jsonl
 	$(BIN)/python benchmarks/speed.py
+	[ ! -d ../shared/topologies ] || $(BIN)/python benchmarks/speed.py --files ../shared/topologies
+	$(BIN)/python benchmarks/fuzz.py
 
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

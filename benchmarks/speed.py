@@ -1,5 +1,7 @@
 """How long the command takes, as whole processes: medians of 10 runs, with the peak memory of the process.
 
+    benchmarks/speed.py [--files DIR]
+
 Cases: plan_text (a text matrix to flags), probe_nvml (the fake driver with 8 GPUs), plan_cluster (2,048 nodes, and how
 time grows from 64 nodes on). Prints a table and one `name: value` line per figure; exits 1 where a bar isn't reached.
 """
@@ -18,6 +20,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
 RUNS = 10
+FILE_BAR_S = 0.30
 MODEL = "llama-3.1-70b"
 WIRELORE = Path(sys.executable).parent / "wirelore"
 
@@ -56,7 +59,27 @@ def run(arguments: list[str], environment: dict[str, str]) -> tuple[float, float
     return seconds, usage.ru_maxrss / 1024
 
 
+def read_files(folder: Path) -> int:
+    """Every file of a folder of recorded machines, three processes each: the slowest median of process time (CPU)."""
+    worst, slowest = 0.0, folder
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "index.jsonl"]
+    for file in files:
+        seconds = []
+        for _ in range(3):
+            command = [str(WIRELORE), "probe", "--from", str(file), "--format", "json"]
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            seconds.append(usage.ru_utime + usage.ru_stime)
+        median = statistics.median(seconds)
+        worst, slowest = max((worst, slowest), (median, file))
+    print(f"files: {len(files)}\nslowest_file: {slowest}\nslowest_file_cpu_s: {worst:.3f}")
+    return 1 if worst > FILE_BAR_S else 0
+
+
 def main() -> int:
+    if len(sys.argv) == 3 and sys.argv[1] == "--files":
+        return read_files(Path(sys.argv[2]))
     from fake_nvml import build_fake_nvml, fake_environment
     from fake_nvml.machines import hgx_h100
 

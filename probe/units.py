@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from probe.errors import UsageError
 
@@ -70,3 +71,8 @@ def ranges(numbers: list[int] | tuple[int, ...]) -> str:
         else:
             runs.append([n])
     return ",".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" if len(r) > 2 else f"{r[0]},{r[1]}" for r in runs)
+
+
+def some(things: Sequence[str], most: int = 6) -> str:
+    """The first of many: 'a, b, c and 12 more'."""
+    return ", ".join(things[:most]) + (f" and {len(things) - most} more" if len(things) > most else "")

@@ -32,7 +32,7 @@ from probe.topology import (
     Through,
     Topology,
 )
-from probe.units import count, ranges
+from probe.units import count, ranges, some
 
 MAX_GPUS = 128
 MAX_NICS = 256
@@ -167,7 +167,7 @@ class _Reading:
                 uncounted |= path.kind is PathKind.NVLINK and path.links is None
                 paths.append(path)
         if unequal:
-            self._say("asymmetric", f"the two directions of {_some(unequal)} differ; the slower reading counts")
+            self._say("asymmetric", f"the two directions of {some(unequal)} differ; the slower reading counts")
         if uncounted:
             what = "the NVLink matrix tells a bandwidth, and the model does not tell how many links that is"
             self._say("link-count-unknown", f"{what}: add `nvidia-smi topo -m`")
@@ -315,7 +315,7 @@ class _Reading:
             self._say("partitioned", f"{what}, and counts as one: give `rocm-smi --showtopo` to plan on the parts")
         meshes = partial_meshes(shape)
         if meshes:
-            shown = _some(["-".join(map(str, c)) for c in meshes])
+            shown = some(["-".join(map(str, c)) for c in meshes])
             self._say("partial-mesh", f"fast links join GPUs that are not all pairwise linked; fully linked: {shown}")
 
 
@@ -365,7 +365,3 @@ def _memory(os_devices: Sequence[OsDevice]) -> int | None:
         if match and 0 < int(match[1]) < 1 << 40:
             return int(match[1]) << 10
     return None
-
-
-def _some(things: Sequence[str], most: int = 6) -> str:
-    return ", ".join(things[:most]) + (f" and {len(things) - most} more" if len(things) > most else "")

@@ -32,7 +32,7 @@ from probe.topology import (
     Through,
     Topology,
 )
-from probe.units import count, ranges
+from probe.units import count, ranges, some
 
 _CURE = "Give the file that NCCL writes with NCCL_TOPO_DUMP_FILE, or the output of `nvidia-smi topo -m`."
 _PATHS = {kind: Path(kind) for kind in PathKind}
@@ -107,7 +107,7 @@ class _Host:
         if any(link.kind is PathKind.XGMI for g in gpus for link in g.links):
             self.source = self.source.replace("NCCL", "RCCL")
         if elements.odd:
-            self._say("odd-value", f"not believable, taken as unknown: {_some(elements.odd)}")
+            self._say("odd-value", f"not believable, taken as unknown: {some(elements.odd)}")
 
     def _say(self, code: str, message: str) -> None:
         self.notices.append(Notice(code, message))
@@ -233,12 +233,12 @@ class _Host:
             self._say("link-to-itself", f"links of GPU {ranges(selfish)} lead to the GPU itself and are left out")
         unequal = [f"{a}-{b} ({p.asymmetric[0]}, {p.asymmetric[1]})" for a, b, p in shape.pairs if p.asymmetric]
         if unequal:
-            what = f"the two GPUs of {count(len(unequal), 'pair')} tell their links differently: {_some(unequal)}"
+            what = f"the two GPUs of {count(len(unequal), 'pair')} tell their links differently: {some(unequal)}"
             self._say("asymmetric", f"{what}; the slower reading counts")
         switched = [i for i, wires in enumerate(self.wires) if wires.switches]
         apart = [f"{a}-{b}" for a, b, p in shape.pairs if {a, b} <= set(switched) and not p.is_fast]
         if apart:
-            what = f"no NVSwitch is common to {_some(apart)}: NVLink joins them only if trunks join their switches"
+            what = f"no NVSwitch is common to {some(apart)}: NVLink joins them only if trunks join their switches"
             self._say("split-island", f"{what}; PCIe counts. `nvidia-smi topo -m` tells.")
         most = max((self.wires[i].to_switches for i in switched), default=0)
         fewer = [i for i in range(len(self.gpus)) if most and self.wires[i].to_switches < most]
@@ -247,7 +247,7 @@ class _Host:
             self._say("degraded-links", f"{seen} NVLinks to switches, its siblings {most}: a slower island")
         meshes = partial_meshes(shape)
         if meshes:
-            shown = _some(["-".join(map(str, clique)) for clique in meshes])
+            shown = some(["-".join(map(str, clique)) for clique in meshes])
             self._say(
                 "partial-mesh", f"links join GPUs that are not all pairwise linked; fully linked are only {shown}"
             )
@@ -255,11 +255,11 @@ class _Host:
     def _say_of_nics(self) -> None:
         virtual = [net.name or "?" for net in self.nets if net.is_virtual]
         if virtual:
-            what = f"{count(len(virtual), 'network device')} without a card: {_some(virtual)}"
+            what = f"{count(len(virtual), 'network device')} without a card: {some(virtual)}"
             self._say("nics-virtual", f"{what}; NCCL puts such a device at the first CPU, so its paths mean little")
         staged = [net.name or "?" for net in self.nets if net.gdr is False and not net.is_virtual]
         if staged and self.gpus:
-            what = f"no GPUDirect RDMA over {_some(staged)}: traffic between nodes is copied through host memory"
+            what = f"no GPUDirect RDMA over {some(staged)}: traffic between nodes is copied through host memory"
             self._say("gdr-off", f"{what}. Load nvidia-peermem or use DMA-BUF.")
 
 
@@ -281,7 +281,3 @@ def _bus_order(bus_id: str | None) -> tuple[int, ...]:
 
 def _text(path: Path) -> str:
     return f"{path.label} x{path.links}" if path.kind is PathKind.XGMI else path.label
-
-
-def _some(things: Sequence[str], most: int = 6) -> str:
-    return ", ".join(things[:most]) + (f" and {len(things) - most} more" if len(things) > most else "")

@@ -21,6 +21,8 @@ _CURE = "Give the output of `nvidia-smi topo -m`, a file from `wirelore probe -o
 _XML_KINDS = ("smi_xml.smi", "nccl_xml.nccl", "hwloc_xml.hwloc")
 _TEXT_KINDS = ("rocm.rocm", "smi_text.topo", "nvlink_text.nvlink")
 """MODULE.NAME of probe.sources, asked in this order: looks_like_NAME(head), then read_NAME(text, where=...)."""
+_AMD_WORDS = ("two gpus", " table:", "link_type", "(topology)")
+"""One of them stands in whatever AMD's tools print; without any the module that reads it is not even loaded."""
 _SMI_LOG = re.compile(r"<nvidia_smi_log>.*?</nvidia_smi_log>", re.DOTALL)
 
 
@@ -77,7 +79,9 @@ def read_text(text: str, *, where: str) -> Topology:
     head = text[:_HEAD].lstrip("\ufeff \t\r\n")
     if head.startswith("<") and (topology := _read_as(_XML_KINDS, head, text, where)) is not None:
         return topology
-    if (topology := _read_as(_TEXT_KINDS, text, text, where)) is not None:
+    low = text.lower()
+    kinds = _TEXT_KINDS if any(word in low for word in _AMD_WORDS) else _TEXT_KINDS[1:]
+    if (topology := _read_as(kinds, text, text, where)) is not None:
         return _with_other_outputs(topology, text, where)
     raise SourceError(f"{where} holds no topology that can be read", cure=_CURE)
 

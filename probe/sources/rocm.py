@@ -30,7 +30,7 @@ from probe.topology import (
     Provenance,
     Topology,
 )
-from probe.units import ranges
+from probe.units import ranges, some
 
 MAX_CHARS = 16 << 20
 _CURE = "Run `rocm-smi --showtopo > topo.txt` (or `amd-smi topology --json`) on the machine and give the whole file."
@@ -113,9 +113,9 @@ class _Reading:
             asymmetric = (labels[0], labels[1]) if len(set(labels)) == 2 else None
             paths.append(Path(path.kind, path.links, p2p=access, asymmetric=asymmetric))
         if unequal:
-            self._say("asymmetric", f"the two rows of {_some(unequal)} differ; the slower reading counts")
+            self._say("asymmetric", f"the two rows of {some(unequal)} differ; the slower reading counts")
         if refused:
-            self._say("p2p-not-ok", f"the driver grants no peer access between {_some(refused)}: measure before use")
+            self._say("p2p-not-ok", f"the driver grants no peer access between {some(refused)}: measure before use")
         self._say_what_is_unknown(pairs, paths)
         return tuple(paths)
 
@@ -171,7 +171,7 @@ class _Reading:
             self._say("rows-missing", f"the link type table tells no row of GPU {ranges(lost)}: the text may be cut")
         unknown = [f"{a}-{b}" for (a, b), p in zip(pairs, paths, strict=True) if p.kind is PathKind.UNKNOWN]
         if unknown:
-            self._say("paths-unknown", f"the text does not tell how {_some(unknown)} reach each other; measure it")
+            self._say("paths-unknown", f"the text does not tell how {some(unknown)} reach each other; measure it")
         if any(p.kind is PathKind.NODE for p in paths):
             what = "AMD's tools tell no PCIe switches: paths within a NUMA node count as NODE and may be nearer"
             self._say("pcie-level-coarse", f"{what}; an RCCL dump (NCCL_TOPO_DUMP_FILE) tells")
@@ -182,7 +182,7 @@ class _Reading:
             and max(self._number("weight", *x) or 0 for x in ((a, b), (b, a))) > _XGMI_HOP_WEIGHT
         ]
         if around:
-            what = f"{len(around)} GPU pairs reach each other over xGMI only through other GPUs ({_some(around)})"
+            what = f"{len(around)} GPU pairs reach each other over xGMI only through other GPUs ({some(around)})"
             self._say("xgmi-indirect", f"{what}: they share links with others, so measure before trusting the speed")
 
     # --- GPUs ---
@@ -220,21 +220,17 @@ class _Reading:
             self._say("affinity-unknown", f"{what}; pin by measurement only")
         meshes = partial_meshes(shape)
         if meshes:
-            shown = _some(["-".join(map(str, c)) for c in meshes])
+            shown = some(["-".join(map(str, c)) for c in meshes])
             self._say(
                 "partial-mesh", f"xGMI joins GPUs that are not all pairwise linked; fully linked are only {shown}"
             )
         members = [[r.gpu for r in island.members] for island in islands(topology)]
         apart = [",".join(map(str, m)) for m in members if m[-1] - m[0] != len(m) - 1]
         if apart:
-            what = f"xGMI islands with GPUs that are not consecutive: {_some(apart)}"
+            what = f"xGMI islands with GPUs that are not consecutive: {some(apart)}"
             self._say("islands-not-adjacent", f"{what}; the GPU order matters")
 
 
 def _integer(text: str | None) -> int | None:
     digits = (text or "").removeprefix("-")
     return int(text or "") if digits.isascii() and digits.isdigit() and len(digits) < 19 else None
-
-
-def _some(things: Sequence[str], most: int = 6) -> str:
-    return ", ".join(things[:most]) + (f" and {len(things) - most} more" if len(things) > most else "")

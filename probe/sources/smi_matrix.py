@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from probe.sources.smi_rows import (
     BROKEN,
@@ -76,6 +76,8 @@ def _build(block: Block) -> Matrix:
     header = read_header(block, wrap_width)
     _check_numbers(header.gpus, [r.label for r in rows])
     width = _column_count(rows, header)
+    if width == 0:
+        raise Unreadable("the rows hold no cells that can be told apart")
     for row in rows:
         while len(row.cells) > width and len(row.pieces) > 1:
             row.pieces.pop()
@@ -84,6 +86,11 @@ def _build(block: Block) -> Matrix:
         for row in rows:
             if len(row.pieces) > 1 and len(ONE_CELL.findall(_run(row.pieces[0].text))) == width:
                 row.tail_sure = False
+    for row in rows:
+        if row.label.startswith("GPU") and row.pieces[-1].width == wrap_width and len(row.cells) == width:
+            row.tail_sure = False  # it fills the terminal's width, so the line that went on may be lost
+            if str(row.cells[-1]).startswith("NV") and not row.tail.strip():
+                row.cells[-1] = None
     p2p = _is_p2p(rows)
     last = rows[-1]
     if len(last.cells) < width:
@@ -110,10 +117,13 @@ def _build(block: Block) -> Matrix:
         notices.append(("rows-missing", f"no row for {shown}: those paths are told from one side only, or not at all"))
     # Where neither another row nor a legend follows, the last number of the text may not be the last that was printed.
     cut = rows[-1].label != columns[-1] or not block.legend_follows
+    if header.tails and any(_has_more(r.tail, header.tails) for r in kept if r.label.startswith("GPU")):
+        header = replace(header, tails=None)  # the header has lost a column's name
     affinity = {int(r.label[3:]): _affinity(r, header) for r in kept if r.label.startswith("GPU")}
     if cut and last.label.startswith("GPU") and last in kept and last.tail.split()[-1:] != ["N/A"]:
         own = affinity.pop(int(last.label[3:]))
-        affinity[int(last.label[3:])] = own if own in affinity.values() else Affinity(doubt="the text ends in it")
+        whole = last.label == columns[-1] and own in affinity.values()
+        affinity[int(last.label[3:])] = own if whole else Affinity(doubt="the text ends in it")
     return Matrix(p2p, gpus, nics, cells, affinity, tuple(notices), (block.first - len(block.header), block.last))
 
 
@@ -134,9 +144,12 @@ def _check_numbers(gpus: Sequence[int], labels: Sequence[str]) -> None:
 def _column_count(rows: Sequence[Row], header: Header) -> int:
     """How many cells a whole row has. The last row may be cut, so it counts only where it is alone."""
     counts = Counter(len(r.cells) for r in (rows[:-1] or rows))
-    told = [len(header.gpus) + len(nics) for nics in header.nic_readings] if header.gpus else []
+    readings = [n for n in header.nic_readings if all(map(_is_one_name, n))] if header.gpus else []
+    told = [len(header.gpus) + len(nics) for nics in readings]
     width = next((t for t in told if counts[t] * 2 >= counts.total()), 0) or max(counts, key=lambda c: (counts[c], c))
-    if len(rows) == 1 and told and width < told[0]:
+    if len(rows) == 1 and header.gpus and width not in told:
+        if len(set(told)) != 1 or width > told[0]:
+            raise Unreadable("one row, cut or damaged, and a header whose columns can't be told apart")
         width = told[0]
     if width > MAX_GPUS + MAX_NICS:
         raise Unreadable(f"{width} columns are more than any machine has")
@@ -167,6 +180,8 @@ def _columns(
     if len(set(columns)) != len(columns):
         twice = next(c for c, n in Counter(columns).items() if n > 1)
         raise Unreadable(f"two columns are named {twice}")
+    if odd := next((c for c in columns if c.startswith("GPU") and not c[3:].isdecimal()), None):
+        raise Unreadable(f"a column is named {odd}, which is no GPU's number")
     place = {c: i for i, c in enumerate(columns)}
     named = [f"GPU{g}" for g in header.gpus] + [r.label for r in rows if r.label.startswith("GPU")]
     beyond = [label for label in named if label not in place]
@@ -302,13 +317,18 @@ def _affinity(row: Row, header: Header) -> Affinity:
     return Affinity(listed, node, None if listed and node is not None else "printed as N/A, as a range, or not at all")
 
 
+def _has_more(tail: str, wanted: int) -> bool:
+    words = tail.split()[: wanted + 1]
+    return len(words) > wanted and bool(re.match(r"[0-9]|N/A", words[wanted]))
+
+
 def _tail_columns(tail: str, wanted: int) -> tuple[str, str | None, str | None] | None:
     """(CPUs, NUMA nodes, the GPU's own node) as printed, where the tail has exactly the wanted columns."""
     words = tail.split()[: wanted + 2]
     parted = re.fullmatch(r"([0-9]+)N/A", words[wanted - 2]) if 1 < wanted <= len(words) + 1 else None
     if parted:
         words[wanted - 2 : wanted - 1] = [parted.group(1), "N/A"]
-    if len(words) < wanted or (len(words) > wanted and re.match(r"[0-9]|N/A", words[wanted])):
+    if len(words) < wanted or _has_more(" ".join(words), wanted):
         return None
     cpus = words[0]
     numa = words[1] if wanted > 1 else None

@@ -23,7 +23,8 @@ _MAX_NOISE = 5
 LEVELS = ("SYS", "SOC", "NODE", "PHB", "PXB", "PIX")
 P2P_WORDS = ("OK", "CNS", "GNS", "TNS", "NS", "DR", "U")
 _WORDS = (*LEVELS, *P2P_WORDS, "X")
-_CELL = rf"(?:NV[1-9][0-9]?|{'|'.join(sorted(_WORDS, key=len, reverse=True))})"
+# 36: NVML_NVLINK_MAX_LINKS of nvml.h 13.615; what seems more is a smaller count and a digit that ran into it.
+_CELL = rf"(?:NV(?:[12][0-9]|3[0-6]|[1-9])|{'|'.join(sorted(_WORDS, key=len, reverse=True))})"
 _BEGUN = "|".join(sorted({w[:k] for w in (*_WORDS, "NV") for k in range(1, len(w))} | {"NV"}, key=len, reverse=True))
 _ENDED = "|".join(sorted({w[k:] for w in _WORDS for k in range(1, len(w))} - {"X"}, key=len, reverse=True))
 

@@ -26,7 +26,7 @@ from probe.topology import (
     Provenance,
     Topology,
 )
-from probe.units import ranges
+from probe.units import ranges, some
 
 MAX_CHARS = 16 << 20
 _CURE = "Run `nvidia-smi topo -m > topo.txt` on the machine and give that file."
@@ -161,7 +161,7 @@ class _Reading:
         if unequal:
             self._say(
                 "asymmetric",
-                f"the two rows of {len(unequal)} GPU pairs differ: {_some(unequal)}; the slower reading counts",
+                f"the two rows of {len(unequal)} GPU pairs differ: {some(unequal)}; the slower reading counts",
             )
         if unknown and self.matrix:
             self._say("rows-missing", f"{unknown} GPU pairs are told by no row: their paths are unknown")
@@ -198,9 +198,9 @@ class _Reading:
                     unequal += [f"{a}-{b}"] if len(cells) > 1 else []
                     refused += [f"{a}-{b} {worst}"] if worst != "OK" else []
             if unequal:
-                self._say("asymmetric", f"peer access differs by direction between {_some(unequal)}; the worse counts")
+                self._say("asymmetric", f"peer access differs by direction between {some(unequal)}; the worse counts")
             if refused:
-                self._say("p2p-not-ok", f"the driver grants no peer access ({letters}) between {_some(refused)}")
+                self._say("p2p-not-ok", f"the driver grants no peer access ({letters}) between {some(refused)}")
         return tuple(
             Path(p.kind, p.links, p.version, p.through, P2p(**g), p.asymmetric) if g else p
             for p, g in zip(paths, granted, strict=True)
@@ -223,7 +223,7 @@ class _Reading:
             nics.append(Nic(name or label, label))
         if garbled:
             self._say(
-                "legend-garbled", f"the NIC legend is damaged at {_some(garbled)}: those keep their labels as names"
+                "legend-garbled", f"the NIC legend is damaged at {some(garbled)}: those keep their labels as names"
             )
         if legend and any(label not in legend and re.fullmatch(r"NIC[0-9]+", label) for label in labels):
             self._say("truncated", "the NIC legend ends early: some NICs keep their labels as names")
@@ -233,7 +233,7 @@ class _Reading:
             unequal += [f"GPU{gpu}-{nic}" for nic, path in zip(labels, row, strict=True) if path.asymmetric]
             rows.append(row)
         if unequal:
-            self._say("asymmetric", f"the two rows of {_some(unequal)} differ; the slower reading counts")
+            self._say("asymmetric", f"the two rows of {some(unequal)} differ; the slower reading counts")
         return tuple(nics), tuple(rows)
 
     # --- GPUs ---
@@ -279,7 +279,7 @@ class _Reading:
             self._say("truncated", "the text ends inside the legend")
         meshes = partial_meshes(shape)
         if meshes:
-            shown = _some(["-".join(map(str, c)) for c in meshes])
+            shown = some(["-".join(map(str, c)) for c in meshes])
             self._say(
                 "partial-mesh", f"NVLink joins GPUs that are not all pairwise linked; fully linked are only {shown}"
             )
@@ -292,11 +292,11 @@ class _Reading:
         ]
         if weak and not meshes:
             self._say(
-                "degraded-links", f"fewer links than the NV{most} of their siblings: {_some(weak)}; a link may be down"
+                "degraded-links", f"fewer links than the NV{most} of their siblings: {some(weak)}; a link may be down"
             )
         apart = [i for i in islands(topology) if (m := [r.gpu for r in i.members])[-1] - m[0] != len(m) - 1]
         if apart:
-            shown = _some([",".join(str(r.gpu) for r in i.members) for i in apart])
+            shown = some([",".join(str(r.gpu) for r in i.members) for i in apart])
             self._say(
                 "islands-not-adjacent",
                 f"NVLink islands with GPUs that are not consecutive: {shown}; the GPU order matters",
@@ -341,7 +341,3 @@ def _path(cell: str) -> Path:
     if cell.startswith("NV"):
         return Path(PathKind.NVLINK, int(cell[2:]))
     return Path(PathKind.SYS if cell == "SOC" else PathKind(cell))
-
-
-def _some(things: Sequence[str], most: int = 6) -> str:
-    return ", ".join(things[:most]) + (f" and {len(things) - most} more" if len(things) > most else "")

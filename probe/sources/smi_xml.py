@@ -35,7 +35,7 @@ from probe.topology import (
     Through,
     Topology,
 )
-from probe.units import count, ranges
+from probe.units import count, ranges, some
 
 MAX_GPUS = 128
 _MAX_MIG_INSTANCES = 64
@@ -223,7 +223,7 @@ class _Reading:
             what = f"this is a virtual machine ({node.virtualization})"
             self._say("virtualized", f"{what}: PCIe levels, NUMA and P2P may be flattened; only a measurement tells.")
         if self.odd:
-            self._say("odd-value", f"not believable, taken as unknown: {_some(self.odd)}")
+            self._say("odd-value", f"not believable, taken as unknown: {some(self.odd)}")
 
     def _say_of_gpus(self, node: Node) -> None:
         for i, state in enumerate(node.gpus):
@@ -253,7 +253,7 @@ class _Reading:
             self._say("fabric-failed", f"{what}: traffic falls to PCIe. Restart nvidia-fabricmanager.")
         ill = {i: told for i, f in fabrics.items() if (told := health_problems(f.health_mask))}
         if ill:
-            seen = _some([f"GPU {i}: {', '.join(told)}" for i, told in ill.items()])
+            seen = some([f"GPU {i}: {', '.join(told)}" for i, told in ill.items()])
             self._say("fabric-unhealthy", f"NVLink fabric: {seen}. Expect less than full bandwidth; see the switches.")
 
 
@@ -293,7 +293,3 @@ def _text(element: Element, path: str) -> str | None:
 def _texts(element: Element, path: str) -> Mapping[str, str]:
     found = element.find(path)
     return {} if found is None else {child.tag: _raw(found, child.tag) for child in list(found)[:32]}
-
-
-def _some(things: Sequence[str], most: int = 6) -> str:
-    return ", ".join(things[:most]) + (f" and {len(things) - most} more" if len(things) > most else "")
