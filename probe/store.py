@@ -13,6 +13,7 @@ import msgspec
 from probe.errors import SourceError, UsageError
 from probe.islands import fingerprint, islands, partial_meshes
 from probe.measurement import Curve, Evidence, HealthSnapshot, Rate, Survey, Verification
+from probe.rails import Rail, rails
 from probe.topology import (
     Fabric,
     Gpu,
@@ -109,6 +110,8 @@ class NodeDocument(_Document, frozen=True, kw_only=True):
     nics: tuple[Nic, ...] = ()
     paths: tuple[PathDocument, ...] = ()
     nic_paths: tuple[NicPathDocument, ...] = ()
+    rails: tuple[Rail, ...] = ()
+    """Derived, for readers."""
 
 
 class TopologyDocument(_Document, frozen=True, kw_only=True):
@@ -299,6 +302,7 @@ def _node_document(node: Node) -> NodeDocument:
         nic_paths=nic_paths,
         nvlink_visible=shape.nvlink_visible,
         numa_nodes=shape.numa_nodes,
+        rails=rails(shape),
         **own,
     )
 

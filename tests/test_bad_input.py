@@ -433,3 +433,31 @@ def test_escape_sequences_in_a_topology_never_reach_the_terminal(tmp_path: Path)
     told = json.loads((tmp_path / "plan.json").read_text())
     assert told["model"]["name"] == str(model), "the file keeps what is, exactly"
     clean(wirelore("emit", "plan.json", "--target", "flags", cwd=tmp_path).err)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;&b;">]><system><cpu numaid="&c;"/></system>', "entities"),
+        ('<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><nvidia_smi_log>&b;</nvidia_smi_log>', "entities"),
+        ('<?xml version="1.0"?><nvidia_smi_log><gpu id="0"><uuid>GPU-1</uuid>', "no whole XML"),
+        ("<topology>" + "<object>" * 3000, "nested"),
+        ('<system version="1">' + "<cpu/>" * 190_000 + "</system>", "elements"),
+        ('<?xml version="1.0" encoding="Nonsense"?><recipe/>', "no topology that can be read"),
+    ],
+    ids=["bomb", "external", "cut", "deep", "wide", "other"],
+)
+def test_xml_that_harms_or_says_nothing_is_refused_soon(damage: Path, text: str, says: str) -> None:
+    (damage / "hostile.xml").write_text(text)
+    ended = wirelore("probe", "--from", "hostile.xml", cwd=damage, measure=True)
+    refused(ended, NO_MACHINE, says)
+    assert ended.seconds < 1.5  # the bar is 1 s on a machine that does nothing else
+
+
+def test_100_megabytes_of_xml_are_refused_soon(damage: Path) -> None:
+    with (damage / "huge.xml").open("wb") as file:
+        file.write(b"<nvidia_smi_log>")
+        file.truncate(100_000_000)
+    ended = wirelore("probe", "--from", "huge.xml", cwd=damage, measure=True)
+    refused(ended, NO_MACHINE, "larger than 16 MiB")
+    assert ended.seconds < 1.5

@@ -18,6 +18,7 @@ from configgen.plan import Alternative, Plan
 from configgen.report.lines import gpus_line, island_text, islands_line
 from probe.errors import one_line, printable
 from probe.islands import Island, islands
+from probe.rails import rails
 from probe.topology import Node, NodeShape, Notice, Origin, Topology
 from probe.units import count, gib, ranges
 
@@ -40,6 +41,9 @@ def _print_topology(console: Console, topology: Topology) -> None:
         console.print()
         console.print(Text(_nodes_title(positions, node), style="bold"))
         console.print(Padding(_gpu_table(node), (0, 0, 0, 2)))
+        if found := rails(node.shape):
+            told = "; ".join(f"{one_line(r.nic, 30)} for {ranges(r.gpus)}" for r in found)
+            console.print(Padding(Text(f"rails: {told}"), (1, 0, 0, 2)))
         if 1 < len(node.shape.gpus) <= _MATRIX_LIMIT:
             console.print(Padding(_matrix(node.shape), (1, 0, 0, 2)))
     _print_notices(console, topology.warnings)

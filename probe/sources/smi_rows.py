@@ -284,6 +284,11 @@ def valid_cpus(text: str) -> bool:
     return all(b[0] <= b[-1] for b in bounds) and all(a[-1] < b[0] for a, b in pairwise(bounds))
 
 
+def _is_one_kind(nics: Sequence[str]) -> bool:
+    """NICs are printed all by number or all by device name; a mixture is a cut or broken header."""
+    return len({bool(re.fullmatch("NIC[0-9]+", nic)) for nic in nics}) < 2
+
+
 def read_header(block: Block, wrap_width: int) -> Header:
     if not block.header:
         return Header()
@@ -311,4 +316,9 @@ def read_header(block: Block, wrap_width: int) -> Header:
             r"(?:GPU|NIC)[0-9]+(?:GPU[0-9]|NIC[0-9]|CPU)|GPU[0-9]+[A-Za-z]", " ".join(p.text for p in block.header)
         )
     )
-    return Header(tuple(int(n.group(1)) for n in numbers), tuple(dict.fromkeys(readings)), tails, glued)
+    return Header(
+        tuple(int(n.group(1)) for n in numbers),
+        tuple(dict.fromkeys(r for r in readings if _is_one_kind(r))),
+        tails,
+        glued,
+    )
