@@ -10,6 +10,7 @@ peak memory of the workers; exits 1 where there is a traceback, a hang, or more 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import resource
@@ -62,6 +63,23 @@ def damage(data: bytes, dice: random.Random) -> bytes:
     return data[b:] + data[:a]
 
 
+def own_seeds() -> list[bytes]:
+    """Documents of our own: every synthetic machine of one node as JSON, and a record of two GPUs."""
+    facts: list[dict[str, object]] = [
+        {"fact": "bindings", "value": "pynvml.py"}, {"fact": "init", "value": True}, {"fact": "count", "value": 2},
+        {"fact": "driver", "value": "580.95.05"}, {"fact": "ancestor", "at": [0, 1], "value": 50},
+        *({"fact": "read", "at": [i], "value": True} for i in range(2)),
+        *({"fact": "name", "at": [i], "value": "NVIDIA L40S"} for i in range(2)),
+        *({"fact": "pci", "at": [i], "value": f"00000000:{16 + i:02X}:00.0"} for i in range(2)),
+        *({"fact": "memory", "at": [i], "value": {"total": 48 << 30, "free": 47 << 30}} for i in range(2)),
+        *({"fact": "p2p", "at": [0, 1, c], "error": 3, "name": "NotSupported"} for c in range(5)),
+        {"fact": "end", "value": True},
+    ]  # fmt: skip
+    record = {"record_version": 1, "redacted": True, "facts": facts, "host": {}, "environment": {}}
+    documents = [encode_topology(machine(name)) for name, kind in MACHINES.items() if kind.nodes == 1]
+    return [*documents, *[json.dumps(record, indent=1).encode()] * 5]
+
+
 def run(chunk: tuple[int, int, list[bytes]]) -> tuple[Counter[str], list[str], float]:
     """One chunk of inputs: how they ended, tracebacks and slow ones, the worker's peak memory in MB."""
     number, count, seeds = chunk
@@ -99,7 +117,7 @@ def main() -> int:
     if not files:
         print(f"no seeds below {options.seeds}: only documents of our own", file=sys.stderr)
     seeds = [p.read_bytes() for p in files]
-    seeds += [encode_topology(machine(name)) for name, kind in MACHINES.items() if kind.nodes == 1]
+    seeds += own_seeds()
     chunks = [(options.seed * 1_000_003 + i, CHUNK, seeds) for i in range(-(-options.inputs // CHUNK))]
     ends: Counter[str] = Counter()
     bad: list[str] = []

@@ -213,6 +213,12 @@ class _Reading:
         if len(labels) > MAX_NICS:
             raise Unreadable(f"{len(labels)} NICs are more than any machine has")
         legend = smi_dump.nic_legend([line.text for line in self.lines])
+        early = bool(legend) and any(x not in legend and re.fullmatch(r"NIC[0-9]+", x) for x in labels)
+        ending = next(
+            (x for x in labels if early and re.search(rf"\b{re.escape(x)}[ \t]*:", self.lines[-1].text)), None
+        )
+        if ending:
+            legend = {**legend, ending: None}  # the text stops in this entry
         counts = Counter(name for name in legend.values() if name)
         nics, garbled = [], []
         for label in labels:
@@ -225,7 +231,7 @@ class _Reading:
             self._say(
                 "legend-garbled", f"the NIC legend is damaged at {some(garbled)}: those keep their labels as names"
             )
-        if legend and any(label not in legend and re.fullmatch(r"NIC[0-9]+", label) for label in labels):
+        if early:
             self._say("truncated", "the NIC legend ends early: some NICs keep their labels as names")
         rows, unequal = [], []
         for gpu in range(self.count if labels else 0):
