@@ -112,7 +112,7 @@ def damage(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("newer.json", "schema version 99"),
         ("gpu-memory-text.json", r"memory_bytes|`\$\.nodes\[\.\.\.\]\.gpus"),
         ("thousands-of-gpus.json", "at most 128 GPUs"),
-        ("huge", "larger than 16 MiB"),
+        ("huge", "larger than 8 MiB"),
         ("huge.json", "truncated"),
         ("rows", "rows"),
         ("newlines", "lines"),
@@ -459,5 +459,5 @@ def test_100_megabytes_of_xml_are_refused_soon(damage: Path) -> None:
         file.write(b"<nvidia_smi_log>")
         file.truncate(100_000_000)
     ended = wirelore("probe", "--from", "huge.xml", cwd=damage, measure=True)
-    refused(ended, NO_MACHINE, "larger than 16 MiB")
+    refused(ended, NO_MACHINE, "larger than 8 MiB")
     assert ended.seconds < 1.5

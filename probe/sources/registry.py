@@ -11,7 +11,7 @@ from pathlib import Path as FilePath
 from probe.errors import NoGpuError, SourceError
 from probe.topology import Topology
 
-TEXT_LIMIT_BYTES = 16 << 20
+TEXT_LIMIT_BYTES = 8 << 20
 TEXT_LIMIT_LINES = 200_000
 DOCUMENT_LIMIT_BYTES = 128 << 20
 _HEAD = 4096
