@@ -187,5 +187,7 @@ def _degraded(topology: Topology, workload: Workload, chosen: Candidate, limits:
     usable = sum(g.is_usable for node in nodes for g in node.gpus)
     idle = min(usable, limits.gpus or usable) - chosen.parallelism.gpus
     if idle > 0:
-        texts.append(f"{count(idle, 'GPU')} {'stays' if idle == 1 else 'stay'} idle: no further whole replica fits")
+        served = "concurrency" not in workload.assumed and chosen.parallelism.dp >= workload.concurrency
+        why = "the told load needs no more replicas" if served else "no further whole replica helps"
+        texts.append(f"{count(idle, 'GPU')} {'stays' if idle == 1 else 'stay'} idle: {why}")
     return texts

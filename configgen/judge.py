@@ -36,6 +36,11 @@ class Candidate:
         return self.tp_path.kind.distance if self.tp_path else 0
 
     @property
+    def room(self) -> int:
+        """How often the sequences that it holds double from one: what more GPUs are good for, in coarse steps."""
+        return max(1, self.max_concurrency).bit_length()
+
+    @property
     def batch(self) -> int:
         """Sequences of the workload's length that one replica holds."""
         return self.max_concurrency // self.parallelism.dp
@@ -64,10 +69,10 @@ class Judge:
             return (starved, p.pp, p.gpus_per_replica, c.tp_distance, experts)
         if self.has_fast_island:
             scattered = p.tp == 1 and p.pp > 1  # stages of one GPU leave every island unused
-            rest = (-p.gpus, not c.tp_is_fast, p.pp, experts, c.tp_distance)
+            rest = (-c.room, not c.tp_is_fast, p.pp, -p.gpus, experts, c.tp_distance)
             return (starved, c.batch < self.batch, -p.dp, scattered, *rest)
         pairs_first = {2: 0, 1: 1}.get(p.tp, p.tp)
-        return (starved, -p.dp, p.gpus_per_replica > 1, -p.gpus, pairs_first, c.tp_distance, experts)
+        return (starved, -p.dp, p.gpus_per_replica > 1, -c.room, pairs_first, -p.gpus, c.tp_distance, experts)
 
     def _starved(self, c: Candidate) -> int:
         """How often the load must be halved until it fits: a few sequences more or less decide nothing."""

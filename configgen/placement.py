@@ -121,7 +121,9 @@ def slots(kind: DomainKind, tp: int, pp: int) -> tuple[Slot, ...]:
     if not groups or (kind.alone and tp * pp > 1):
         return ()
     if pp == 1:
-        return tuple(Slot(((0, group),)) for group in sorted(groups))
+        domain = kind.sample
+        largest_first = sorted(groups, key=lambda g: (-min(domain.usable_bytes[i] for i in g), g))
+        return tuple(Slot(((0, group),)) for group in largest_first)
     if pp <= len(groups):
         return tuple(
             Slot(tuple((0, g) for g in groups[first : first + pp])) for first in range(0, len(groups) - pp + 1, pp)

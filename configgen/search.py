@@ -200,8 +200,7 @@ def _fit(
     for kind, patterns in runs:
         fitting: list[Slot] = []
         for slot in patterns:
-            runs_of_domains = len(kind.domains) // slot.domains
-            if dp + len(fitting) * runs_of_domains >= wanted:
+            if dp + len(fitting) >= wanted:
                 break
             if (uneven := _uneven_nodes(kind, slot)) is not None:
                 law = law or f"{shape.label}: {uneven}"

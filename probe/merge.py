@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from typing import TypeVar
 
@@ -15,16 +15,18 @@ T = TypeVar("T", Gpu, GpuState)
 def merge_topologies(parts: Sequence[Topology]) -> Topology:
     """One topology of all nodes in the given order, joined by a network.
 
-    Two descriptions with the same GPU UUIDs are of one machine and complete each other. Raises UsageError where they
-    share some GPUs but not all.
+    Two descriptions with the same GPU UUIDs are of one machine and complete each other; so do one that tells paths but
+    no UUIDs and one that tells UUIDs but no path (`topo -m` and `-q -x`). Raises UsageError where they share some GPUs
+    but not all.
     """
     merged: list[Topology] = []
     for part in parts:
-        same = next((i for i, known in enumerate(merged) if _uuids(known) and _uuids(known) == _uuids(part)), None)
+        same = next((i for i, known in enumerate(merged) if _is_same(known, part)), None)
         if same is None:
             merged.append(part)
-        else:
-            merged[same] = completed(merged[same], part)
+        elif len(part.nodes) == 1:
+            wired, other = sorted((merged[same], part), key=_tells_no_path)
+            merged[same] = completed(wired, other)
     return merged[0] if len(merged) == 1 else _cluster(merged)
 
 
@@ -40,22 +42,25 @@ def completed(topology: Topology, other: Topology) -> Topology:
         notice = Notice("not-merged", "a second description has other GPUs than the first: it is left out", 0)
         return replace(topology, warnings=(*topology.warnings, notice))
     shape = node.shape
-    gpus = tuple(_filled(gpu, told.shape.gpus[places[gpu.index]]) for gpu in shape.gpus)
-    if not shape.nics:
-        gpus = tuple(replace(g, nearest_nics=told.shape.gpus[places[g.index]].nearest_nics) for g in gpus)
-    whole = NodeShape(
+    pairs = [(gpu, told.shape.gpus[i] if (i := places[gpu.index]) is not None else gpu) for gpu in shape.gpus]
+    gpus = tuple(_filled(gpu, other_gpu) for gpu, other_gpu in pairs)
+    whole = replace(
+        shape,
         gpus=gpus,
-        paths=tuple(_known(path, told.shape.path(places[a], places[b])) for a, b, path in shape.pairs),
-        nics=shape.nics or told.shape.nics,
-        nic_paths=shape.nic_paths
-        if shape.nics
-        else tuple(told.shape.nic_paths[places[g.index]] for g in gpus)
-        if told.shape.nic_paths
-        else (),
+        paths=tuple(_known(path, _told_path(told, places[a], places[b])) for a, b, path in shape.pairs),
         nvlink_visible=shape.nvlink_visible or told.shape.nvlink_visible,
         numa_nodes=shape.numa_nodes or told.shape.numa_nodes,
     )
-    states = tuple(_filled(state, told.gpus[places[i]]) for i, state in enumerate(node.gpus))
+    if not shape.nics and told.shape.nic_paths and None not in places:
+        rows = tuple(told.shape.nic_paths[i] for i in places if i is not None)
+        near = tuple(
+            replace(gpu, nearest_nics=other_gpu.nearest_nics) for gpu, (_, other_gpu) in zip(gpus, pairs, strict=True)
+        )
+        whole = replace(whole, gpus=near, nics=told.shape.nics, nic_paths=rows)
+    states = tuple(
+        _filled(state, told.gpus[i]) if (i := places[index]) is not None else state
+        for index, state in enumerate(node.gpus)
+    )
     own = {
         name: getattr(node, name) or getattr(told, name)
         for name in ("hostname", "driver_version", "cuda_version", "virtualization")
@@ -64,24 +69,50 @@ def completed(topology: Topology, other: Topology) -> Topology:
     return replace(
         topology,
         nodes=(Node(shape=whole, gpus=states, **own),),
-        warnings=(*topology.warnings, *(w for w in other.warnings if w not in topology.warnings)),
+        warnings=tuple(_still_true((*topology.warnings, *other.warnings), whole)),
         provenance=(*topology.provenance, *(o for o in other.provenance if o.fact not in known)),
     )
+
+
+def _is_same(a: Topology, b: Topology) -> bool:
+    if _uuids(a) and _uuids(b):
+        return _uuids(a) == _uuids(b)
+    if len(a.nodes) != 1 or len(b.nodes) != 1 or len(a.nodes[0].gpus) != len(b.nodes[0].gpus) or a.gpu_count < 2:
+        return False
+    names = [[g.name for g in t.nodes[0].shape.gpus] for t in (a, b)]
+    agree = all(x == y or None in (x, y) for x, y in zip(*names, strict=True))
+    return agree and _tells_no_path(a) != _tells_no_path(b)
+
+
+def _tells_no_path(topology: Topology) -> bool:
+    return all(p.kind is PathKind.UNKNOWN for node in topology.nodes for p in node.shape.paths)
 
 
 def _uuids(topology: Topology) -> frozenset[str]:
     return frozenset(g.uuid for node in topology.nodes for g in node.gpus if g.uuid is not None)
 
 
-def _matched(node: Node, told: Node) -> list[int] | None:
-    """For each GPU of the node its index in the other description; None where they are not the same GPUs."""
-    if len(node.gpus) != len(told.gpus):
-        return None
+def _still_true(warnings: Sequence[Notice], shape: NodeShape) -> Iterator[Notice]:
+    """Each warning once, without those that the other description has answered."""
+    answered = set()
+    if all(p.kind is not PathKind.UNKNOWN for p in shape.paths):
+        answered |= {"paths-unknown", "rows-missing"}
+    if shape.nvlink_visible:
+        answered |= {"nvlink-not-visible"}
+    return (w for w in dict.fromkeys(warnings) if w.code not in answered)
+
+
+def _matched(node: Node, told: Node) -> list[int | None] | None:
+    """For each GPU of the node its index in the other description, None where that lacks it; None: other GPUs."""
     for identity in ("uuid", "pci_bus_id"):
         here, there = ([getattr(g, identity) for g in n.gpus] for n in (node, told))
         if None not in here and None not in there:
-            return [there.index(i) for i in here] if set(here) == set(there) and len(set(there)) == len(there) else None
-    return list(range(len(node.gpus)))
+            return [there.index(i) if i in there else None for i in here] if set(there) <= set(here) else None
+    return list(range(len(node.gpus))) if len(node.gpus) == len(told.gpus) else None
+
+
+def _told_path(told: Node, a: int | None, b: int | None) -> Path:
+    return Path(PathKind.UNKNOWN) if a is None or b is None else told.shape.path(a, b)
 
 
 def _filled(first: T, second: T) -> T:

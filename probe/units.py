@@ -35,8 +35,9 @@ def gib(size_bytes: float) -> str:
 
 
 def mib(size_bytes: float) -> str:
-    """67108864 -> '64 MiB'."""
-    return f"{size_bytes / (1 << 20):.3g} MiB"
+    """67108864 -> '64 MiB'; less than one with its digits."""
+    size = size_bytes / (1 << 20)
+    return f"{size:,.0f} MiB" if size >= 1 else f"{size:.2g} MiB"
 
 
 def gigabytes(size_bytes: float) -> str:

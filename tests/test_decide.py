@@ -440,3 +440,16 @@ def test_stages_of_one_gpu_are_not_preferred_where_bridges_exist() -> None:
     decided = decide(cluster_of(node_of(5, 48, {(0, 3): 4, (1, 4): 4})), llama_70b())
     assert cut(decided) == "TP2 PP2"
     assert sorted(tuple(ref.gpu for ref in s) for s in decided.replicas[0].stages) == [(0, 3), (1, 4)]
+
+
+def test_a_few_gpus_of_a_cluster_are_taken_from_one_node() -> None:
+    small = dense(layers=32, hidden=4096, heads=32, kv_heads=8, intermediate=14336, vocab=128256)
+    launch = vllm_launch(decide(machine("2xhgx-h100"), small, limits=Limits(gpus=3)))
+    assert launch.one_line is not None
+
+
+def test_small_gpus_are_not_pulled_into_a_group_that_they_would_bound() -> None:
+    for sizes in ((80.0,) * 4 + (24.0,) * 4, (80.0, 24.0) * 4):
+        decided = decide(cluster_of(node_of(8, sizes, "all")), llama_70b(), concurrency=200)
+        assert cut(decided) == "TP4"
+        assert all(sizes[ref.gpu] == 80 for ref in decided.replicas[0].gpus)

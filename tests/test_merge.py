@@ -10,7 +10,7 @@ from builders import cluster_of, node_of
 from probe.errors import UsageError
 from probe.merge import completed, merge_topologies
 from probe.sources.registry import read_text
-from probe.topology import GpuState, Nic, Node, NodeShape, Origin, Path, PathKind, Provenance, Topology
+from probe.topology import GpuState, Nic, Node, NodeShape, Notice, Origin, Path, PathKind, Provenance, Topology
 
 
 def identified(node: Node, *uuids: str) -> Node:
@@ -95,3 +95,41 @@ def test_a_dump_with_a_matrix_and_a_log_is_one_machine() -> None:
     assert node.shape.path(0, 1).kind is PathKind.PIX
     assert [g.name for g in node.shape.gpus] == ["NVIDIA L40S"] * 2
     assert node.driver_version == "580.1"
+
+
+def test_a_matrix_and_a_listing_given_apart_are_one_machine_too() -> None:
+    """As the listing's own notice advises: `-q -x` and `topo -m` of one machine, two files."""
+    node = node_of(2, 48)
+    matrix, listing = Topology((nameless(node),)), Topology((identified(wireless(node), "GPU-a", "GPU-b"),))
+    for parts in ([matrix, listing], [listing, matrix]):
+        whole = merge_topologies(parts)
+        assert [n.shape for n in whole.nodes] == [node.shape]
+        assert whole.nodes[0].gpus[1].uuid == "GPU-b"
+    assert len(merge_topologies([matrix, matrix]).nodes) == 2, "two matrices are two machines"
+
+
+def test_what_the_second_description_answers_is_no_longer_warned_of() -> None:
+    node = node_of(2, 48)
+    unknown = Topology((identified(wireless(node), "GPU-a", "GPU-b"),), warnings=(Notice("paths-unknown", "no path"),))
+    assert merge_topologies([Topology((nameless(node),)), unknown]).warnings == ()
+
+
+def test_a_listing_that_lost_a_gpu_still_tells_of_the_others() -> None:
+    node = identified(nameless(node_of(3, 48)), "GPU-a", "GPU-b", "GPU-c")
+    listing = Topology((identified(wireless(node_of(2, 80)), "GPU-a", "GPU-c"),))
+    memory = [g.memory_bytes for g in completed(Topology((node,)), listing).nodes[0].shape.gpus]
+    assert memory == [80 << 30, None, 80 << 30]
+
+
+def test_one_cluster_given_twice_is_one_cluster() -> None:
+    cluster = Topology(tuple(identified(node_of(2, 48), f"GPU-{i}a", f"GPU-{i}b") for i in range(2)))
+    assert merge_topologies([cluster, cluster]) == cluster
+
+
+def test_xml_after_a_licence_or_a_prompt_is_found() -> None:
+    log = (
+        "<nvidia_smi_log><driver_version>580.1</driver_version><attached_gpus>1</attached_gpus>"
+        '<gpu id="00000000:10:00.0"><product_name>NVIDIA L40S</product_name></gpu></nvidia_smi_log>'
+    )
+    for text in (f'<?xml version="1.0"?>\n<!-- {"word " * 3000} -->\n{log}', f"$ nvidia-smi -q -x\n{log}\n"):
+        assert read_text(text, where="log").nodes[0].shape.gpus[0].name == "NVIDIA L40S"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from fake_nvml import machines
 from fake_nvml.replay import description
@@ -15,6 +16,7 @@ from probe.errors import SourceError
 from probe.sources.host import HostFacts
 from probe.sources.nvml import read_nvml
 from probe.sources.record import (
+    Fact,
     Record,
     decode_record,
     encode_record,
@@ -124,6 +126,31 @@ def test_what_identifies_a_machine_never_reaches_a_redacted_record(fake_machine:
     text = encode_record(redacted(planted)).decode()
     assert [secret for secret in secrets if secret in text] == []
     assert [s for s in secrets if s not in encode_record(planted).decode()] == ["hush"]
+
+
+def test_names_addresses_and_home_folders_in_odd_places_never_reach_a_redacted_record(
+    fake_machine: FakeMachine,
+) -> None:
+    """A host called H100 in a domain, devices named after GUIDs, and a virtual environment in somebody's home."""
+    record = recorded(fake_machine(machines.hgx_h100()))
+    told = (
+        "see H100.SecretCorp.example, vethH100, 10.1.2.3, fe80::1234:5678:9abc:def0, aa:bb:cc:dd:ee:ff in /home/alice"
+    )
+    host = replace(
+        record.host,
+        hostname="h100.secretcorp.example",
+        product="PowerEdge h100.secretcorp.example",
+        nics=(Nic("ibx506b4b0300ab12cd"), Nic("rocexec0d9a03009c3a4a"), Nic("h100-eth0"), Nic("mlx5_0")),
+        notices=(Notice("odd", told),),
+    )
+    facts = tuple(Fact(f.fact, f.at, "/home/alice/venv/pynvml.py") if f.fact == "bindings" else f for f in record.facts)
+    planted = msgspec.structs.replace(record, host=host, facts=facts)
+    text = encode_record(redacted(planted)).decode()
+    secrets = ["secretcorp", "vethH100", "h100-eth0", "10.1.2.3", "9abc", "aa:bb", "alice", "506b4b", "ec0d9a"]
+    assert [secret for secret in secrets if secret.lower() in text.lower()] == []
+    gpu = replay(redacted(planted)).nodes[0]
+    assert gpu.shape.gpus[0].name == "NVIDIA H100 80GB HBM3"
+    assert gpu.gpus[0].pci_bus_id == replay(record).nodes[0].gpus[0].pci_bus_id
 
 
 def test_visibility_means_the_same_gpu_after_redaction(fake_machine: FakeMachine) -> None:

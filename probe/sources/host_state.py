@@ -18,6 +18,9 @@ from probe.units import GIB, count, gib, mib
 SHM_WANTED_BYTES = GIB
 """NCCL User Guide, "Troubleshooting", section Docker: --shm-size=1g; engines' own pages ask for several GiB."""
 
+MEMLOCK_WANTED_BYTES = GIB
+"""NCCL asks for unlimited; what it locks is its buffers, some hundred MB per communicator (NCCL User Guide)."""
+
 _GPU_VENDORS = ("0x10de", "0x1002")  # NVIDIA, AMD: not the display controller of a server's BMC
 _CONFIG_BYTES = 4096
 _EXTENDED_CONFIG = 0x100
@@ -113,10 +116,12 @@ def _memory(state: HostState) -> Iterator[Notice]:
             "kubernetes": "Mount an emptyDir with medium: Memory at /dev/shm.",
         }.get(state.container, "Start the container with --ipc=host or --shm-size=16g.")
         yield Notice("shm-small", f"{what}: several ranks on this node fail or hang at start. {cure}")
-    if state.has_rdma and state.memlock_bytes is not None and state.memlock_bytes != _UNLIMITED:
+    if state.has_rdma and state.memlock_bytes is not None and _UNLIMITED < state.memlock_bytes < MEMLOCK_WANTED_BYTES:
         what = f"only {mib(state.memlock_bytes)} of memory may be locked here, and RDMA locks its buffers"
-        cure = "Set `ulimit -l unlimited`, LimitMEMLOCK=infinity (systemd) or --ulimit memlock=-1 (docker)."
-        yield Notice("memlock-limited", f"{what}: NCCL over InfiniBand or RoCE fails to register memory. {cure}")
+        cure = (
+            "Set `ulimit -l unlimited`, --ulimit memlock=-1 (docker) or LimitMEMLOCK=infinity (systemd, for pods too)."
+        )
+        yield Notice("memlock-limited", f"{what}: NCCL over InfiniBand or RoCE may fail to register memory. {cure}")
 
 
 def _peer_traffic(state: HostState) -> Iterator[Notice]:

@@ -24,7 +24,15 @@ ENVIRONMENT = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVI
 """The variables that decide which GPUs are seen; no other is ever recorded."""
 
 _UUID = re.compile(r"\b(GPU|MIG)-[0-9A-Fa-f][0-9A-Fa-f-]{0,35}")
-_MAC_NAME = re.compile(r"\b(en|wl|ib)x[0-9A-Fa-f]{12}\b")
+_HARDWARE_NAME = re.compile(r"\b([a-z]{2,5}x)([0-9A-Fa-f]{12}(?:[0-9A-Fa-f]{4})?)\b")
+_ADDRESS = re.compile(
+    r"\b(?:[0-9]{1,3}\.){3}[0-9]{1,3}\b|\b(?:[0-9A-Fa-f]{2}[:-]){5,19}[0-9A-Fa-f]{2}\b"
+    r"|(?<![\w:])(?:[0-9A-Fa-f]{0,4}:){3,7}[0-9A-Fa-f]{0,4}(?![\w:.])"
+)
+"""IPv4, MAC and GUID bytes, IPv6 and GUID words; a PCI address has two colons and a dot, and is left alone."""
+_HOME = re.compile(r"/(?:home|Users|root)(?:/[^\s:/]+)?")
+_PLAIN_WORD = 4
+"""Host names of fewer letters are replaced as whole words only."""
 _CURE = "Give what `wirelore probe --record FILE` wrote, unchanged."
 
 
@@ -107,31 +115,16 @@ def redacted(record: Record) -> Record:
     """
     names = {record.host.hostname, *(f.value for f in record.facts if f.fact == "hostname")}
     secrets = _replacements(record, {n for n in names if isinstance(n, str)})
-
-    def clean(value: object, fact: str = "") -> object:
-        if fact == "processes" and isinstance(value, list | tuple):  # process ids become plain numbers
-            return [[n, *p[1:2]] for n, p in enumerate(value, 1) if isinstance(p, list | tuple)]
-        if isinstance(value, dict):
-            return {k: clean(v, str(k)) for k, v in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(clean(v) for v in value)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return int(secrets.get(str(value), str(value))) if fact == "serial" else value
-        return (
-            _clean_text(value, secrets, whole=fact in ("cluster", "chassis", "serial"))
-            if isinstance(value, str)
-            else value
-        )
-
     host = record.host
     return Record(
         record_version=record.record_version,
         redacted=True,
-        facts=tuple(Fact(f.fact, f.at, clean(f.value, f.fact), f.error, f.name) for f in record.facts),
+        facts=tuple(msgspec.structs.replace(f, value=_clean_fact(f, secrets)) for f in record.facts),
         broken=record.broken,
         host=replace(
             host,
             hostname=None if host.hostname is None else secrets[host.hostname],
+            product=host.product and _clean_text(host.product, secrets),
             nics=tuple(
                 replace(
                     nic,
@@ -150,6 +143,26 @@ def redacted(record: Record) -> Record:
     )
 
 
+def _clean_fact(fact: Fact, secrets: Mapping[str, str]) -> object:
+    """The fact's value; only what can identify changes, so that a host called H100 leaves the GPU's name alone."""
+    value = fact.value
+    if fact.fact == "hostname" and isinstance(value, str):
+        return secrets[value]
+    if fact.fact == "bindings" and isinstance(value, str):
+        return value.replace("\\", "/").rpartition("/")[2]
+    if fact.fact == "serial" and isinstance(value, str | int):
+        alias = secrets.get(str(value), "0")
+        return alias if isinstance(value, str) else int(alias)
+    if fact.fact == "platform" and isinstance(value, dict):
+        return {**value, "chassis": secrets.get(str(value.get("chassis")), "")}
+    if fact.fact == "fabric" and isinstance(value, dict):
+        cluster = str(value.get("cluster") or "")
+        return {**value, "cluster": _hashed(cluster) if cluster.strip("0-") else cluster}
+    if fact.fact == "processes" and isinstance(value, list):
+        return [[number, *process[1:]] for number, process in enumerate(value, 1) if isinstance(process, list)]
+    return _UUID.sub(_other_uuid, value) if isinstance(value, str) else value
+
+
 def _clean_devices(value: str, record: Record) -> str:
     """CUDA_VISIBLE_DEVICES with other UUIDs; a shortened one stays as short, and still means the same GPU."""
     known = [str(f.value) for f in record.facts if f.fact in ("uuid", "mig.uuid")]
@@ -164,7 +177,8 @@ def _clean_devices(value: str, record: Record) -> str:
 def _replacements(record: Record, hostnames: set[str]) -> dict[str, str]:
     """What stands for each host name, its short form, each serial and each chassis: numbers in order of appearance."""
     found = {name: f"host{i}" for i, name in enumerate(sorted(hostnames), 1)}
-    found |= {name.partition(".")[0]: alias for name, alias in found.items()}
+    found |= {short: alias for name, alias in found.items() if (short := name.partition(".")[0])}
+    found |= {domain: "domain" for name in hostnames if "." in (domain := name.partition(".")[2])}
     serials: list[object] = [f.value for f in record.facts if f.fact == "serial"]
     serials += [f.value.get("chassis") for f in record.facts if f.fact == "platform" and isinstance(f.value, dict)]
     for serial in dict.fromkeys(str(s) for s in serials if s):
@@ -172,15 +186,23 @@ def _replacements(record: Record, hostnames: set[str]) -> dict[str, str]:
     return found
 
 
-def _clean_text(text: str, secrets: Mapping[str, str], *, whole: bool = False) -> str:
-    """A text without secrets; `whole`: the text itself is one (a cluster's UUID in hex)."""
-    if whole:
-        return secrets.get(text) or (_hashed(text) if text.strip("0-") else text)
-    text = _UUID.sub(lambda m: f"{m.group(1)}-{_uuid_like(m.group(0)[4:])}", text)
-    text = _MAC_NAME.sub(lambda m: f"{m.group(1)}x{_hashed(m.group(0))[:12]}", text)
+def _clean_text(text: str, secrets: Mapping[str, str]) -> str:
+    """A text without UUIDs, addresses, home folders, and host names in any case, also inside longer words."""
+    text = _UUID.sub(_other_uuid, text)
+    text = _ADDRESS.sub("address", _HOME.sub("home", _HARDWARE_NAME.sub(_other_name, text)))
     for secret in sorted(secrets, key=len, reverse=True):
-        text = re.sub(rf"(?<![\w.-]){re.escape(secret)}(?![\w-])", secrets[secret], text)
+        edge = "" if len(secret) >= _PLAIN_WORD else r"\b"
+        text = re.sub(f"{edge}{re.escape(secret)}{edge}", secrets[secret], text, flags=re.IGNORECASE)
     return text
+
+
+def _other_uuid(match: re.Match[str]) -> str:
+    return f"{match.group(1)}-{_uuid_like(match.group(0)[4:])}"
+
+
+def _other_name(match: re.Match[str]) -> str:
+    """A device named after its hardware address keeps the kind and the length."""
+    return match.group(1) + _hashed(match.group(0))[: len(match.group(2))]
 
 
 def _hashed(text: str) -> str:

@@ -23,6 +23,8 @@ _TEXT_KINDS = ("rocm.rocm", "smi_text.topo", "nvlink_text.nvlink")
 """MODULE.NAME of probe.sources, asked in this order: looks_like_NAME(head), then read_NAME(text, where=...)."""
 _AMD_WORDS = ("two gpus", " table:", "link_type", "(topology)")
 """One of them stands in whatever AMD's tools print; without any the module that reads it is not even loaded."""
+_XML_PROLOGUE = re.compile(r"\A(?:\ufeff|\s|<\?[^>]{0,400}\?>|<!--(?:(?!-->).){0,60000}-->)+", re.DOTALL)
+"""What may stand before the first element: marks, blanks, declarations, and licences as comments."""
 _SMI_LOG = re.compile(r"<nvidia_smi_log>.*?</nvidia_smi_log>", re.DOTALL)
 
 
@@ -76,13 +78,15 @@ def _as_utf8(data: bytes) -> bytes:
 
 def read_text(text: str, *, where: str) -> Topology:
     """Any text that describes a machine, several outputs in one dump too. Raises SourceError when it is of no kind."""
-    head = text[:_HEAD].lstrip("\ufeff \t\r\n")
+    head = _XML_PROLOGUE.sub("", text[: 16 * _HEAD])[:_HEAD]
     if head.startswith("<") and (topology := _read_as(_XML_KINDS, head, text, where)) is not None:
         return topology
     low = text.lower()
     kinds = _TEXT_KINDS if any(word in low for word in _AMD_WORDS) else _TEXT_KINDS[1:]
     if (topology := _read_as(kinds, text, text, where)) is not None:
         return _with_other_outputs(topology, text, where)
+    if (log := _SMI_LOG.search(text)) is not None:
+        return read_text(log.group(), where=where)
     raise SourceError(f"{where} holds no topology that can be read", cure=_CURE)
 
 
