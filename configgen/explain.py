@@ -81,8 +81,8 @@ def lost_by(loser: Candidate, chosen: Candidate, workload: Workload, has_fast_is
         return f"{count(a.dp, 'replica')} instead of {b.dp:,}"
     if b.gpus_per_replica == 1 and not has_fast_island:
         return "a model that fits one GPU is not cut across PCIe"
-    if loser.room < chosen.room:
-        return f"room for {loser.max_concurrency:,} sequences instead of {chosen.max_concurrency:,}"
+    if a.gpus >= b.gpus and loser.memory_bytes < chosen.memory_bytes:
+        return "its smallest GPU would bound all the others"
     if a.gpus < b.gpus:
         return f"leaves {count(b.gpus - a.gpus, 'more GPU')} idle"
     if not has_fast_island and a.tp > b.tp:

@@ -36,9 +36,9 @@ class Candidate:
         return self.tp_path.kind.distance if self.tp_path else 0
 
     @property
-    def room(self) -> int:
-        """How often the sequences that it holds double from one: what more GPUs are good for, in coarse steps."""
-        return max(1, self.max_concurrency).bit_length()
+    def memory_bytes(self) -> int:
+        """Memory that its GPUs bring in together, each counted as its smallest: uneven groups waste the difference."""
+        return self.parallelism.gpus * min(m.usable_bytes for m in self.memory)
 
     @property
     def batch(self) -> int:
@@ -69,10 +69,10 @@ class Judge:
             return (starved, p.pp, p.gpus_per_replica, c.tp_distance, experts)
         if self.has_fast_island:
             scattered = p.tp == 1 and p.pp > 1  # stages of one GPU leave every island unused
-            rest = (-c.room, not c.tp_is_fast, p.pp, -p.gpus, experts, c.tp_distance)
+            rest = (-c.memory_bytes, not c.tp_is_fast, p.pp, experts, c.tp_distance)
             return (starved, c.batch < self.batch, -p.dp, scattered, *rest)
         pairs_first = {2: 0, 1: 1}.get(p.tp, p.tp)
-        return (starved, -p.dp, p.gpus_per_replica > 1, -c.room, pairs_first, -p.gpus, c.tp_distance, experts)
+        return (starved, -p.dp, p.gpus_per_replica > 1, -c.memory_bytes, pairs_first, c.tp_distance, experts)
 
     def _starved(self, c: Candidate) -> int:
         """How often the load must be halved until it fits: a few sequences more or less decide nothing."""
