@@ -166,4 +166,4 @@ def _experts(model: ModelSpec, p: Parallelism) -> Reason:
 
 def _hidden(topology: Topology) -> str:
     seen = all(node.shape.nvlink_visible for node in topology.nodes)
-    return "" if seen else " as far as this input can show (`topo -mp` hides NVLink)"
+    return "" if seen else " as far as this input can show: it hides NVLink"

@@ -102,6 +102,12 @@ def test_a_switch_that_a_virtual_machine_hides_is_a_switch() -> None:
     assert labels(shape_of(cpu(0, gpu(0, hidden), gpu(1, hidden)))) == ["NV18"]
 
 
+def test_only_links_to_switches_that_both_gpus_name_join_them() -> None:
+    first = gpu(0, link(bus(1), 5, SWITCH), link(bus(2), 13, SWITCH))
+    second = gpu(1, link(bus(1), 5, SWITCH), link(bus(3), 13, SWITCH))
+    assert shape_of(cpu(0, first, second)).path(0, 1).links == 5
+
+
 def test_gpus_with_no_common_switch_are_not_joined() -> None:
     topology = read(cpu(0, gpu(0, link(bus(1), 6, SWITCH)), gpu(1, link(bus(2), 6, SWITCH))))
     assert labels(topology.nodes[0].shape) == ["PHB"] and "split-island" in codes(topology)

@@ -208,8 +208,9 @@ class _Host:
         kind, links = self.wires[a].peers.get(self.gpus[b].card.bus_id or "", (None, 0))
         if kind is not None:
             return Path(kind, links if links <= MAX_LINKS else None, through=Through.DIRECT)
-        if self.wires[a].switches.keys() & self.wires[b].switches.keys():
-            links = min(self.wires[a].to_switches, self.wires[b].to_switches)
+        first, second = self.wires[a].switches, self.wires[b].switches
+        if common := first.keys() & second.keys():
+            links = min(sum(first[s] for s in common), sum(second[s] for s in common))
             return Path(PathKind.NVLINK, links if links <= MAX_LINKS else None, through=Through.SWITCH)
         return None
 
