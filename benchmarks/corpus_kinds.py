@@ -17,6 +17,7 @@ def smi_xml(expected: Record, topology: Topology) -> Found:
     node = topology.nodes[0]
     return {
         "gpus": (len(node.gpus), expected["gpus"]),
+        "driver": (node.driver_version, expected["driver"]),
         "names": (sorted({str(g.name) for g in node.shape.gpus}), expected["names"]),
         "busids": ([f"0000{g.pci_bus_id}".upper() for g in node.gpus], expected["busids"]),
         "mig": ({bool(g.mig_instances) for g in node.gpus}, {m == "Enabled" for m in expected["mig"]}),
@@ -54,6 +55,7 @@ def nccl_xml(expected: Record, topology: Topology) -> Found:
             nearest[str(k)] = (soft.get(level, level), sorted(shape.gpus[gpu].nearest_nics))
     return {
         "gpus": (len(shape.gpus), expected["gpus"]),
+        "template": ("template" in {w.code for w in topology.warnings}, expected["template"]),
         "nics": ([(n.name, str(n.numa_node)) for n in shape.nics], [(n["name"], n["numa"]) for n in expected["nics"]]),
         "direct_link_pairs": (
             [[a, b, p.links] for a, b, p in pairs if p.through is Through.DIRECT],

@@ -122,11 +122,7 @@ def _tensor_parallel(c: Candidate, field: Field, workload: Workload, paths: Prov
 def _pipeline(c: Candidate, field: Field, workload: Workload, paths: Provenance) -> Reason:
     p = c.parallelism
     across = c.pp_path.label if c.pp_path else "nothing"
-    why = (
-        "no island holds the model"
-        if field.has_fast_island
-        else "two all-reduces per layer cost more than one hand-over"
-    )
+    why = _why_stages(field)
     sequences = -(-workload.concurrency // p.dp)
     bubble = (p.pp - 1) / (p.pp - 1 + sequences)
     text = (
@@ -140,7 +136,7 @@ def _why_stages(field: Field) -> str:
     if not field.has_fast_island:
         return "two all-reduces per layer cost more than one hand-over"
     held = any(c.parallelism.pp == 1 and c.tp_is_fast for c in field.candidates)
-    return "one island holds the weights but too little KV beside them" if held else "no island holds the model"
+    return "these GPUs hold more KV than TP in one island" if held else "no island holds the model"
 
 
 def _replicas(workload: Workload, p: Parallelism) -> str:

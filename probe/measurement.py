@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import statistics
 from dataclasses import dataclass
 
 from probe.islands import GroupShape
@@ -21,10 +20,6 @@ class Sample:
         require(self.size_bytes > 0, "a sample moves at least one byte")
         require(len(self.times_s) > 0, "a sample has at least one time")
         require(all(0 < t < float("inf") for t in self.times_s), "times are positive and finite")
-
-    @property
-    def median_s(self) -> float:
-        return statistics.median(self.times_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +110,3 @@ class Survey:
     environment: tuple[tuple[str, str], ...] = ()
     missing: tuple[Notice, ...] = ()
     origins: tuple[Origin, ...] = ()
-
-    @property
-    def is_measured(self) -> bool:
-        return bool(self.curves)

@@ -453,3 +453,12 @@ def test_small_gpus_are_not_pulled_into_a_group_that_they_would_bound() -> None:
         decided = decide(cluster_of(node_of(8, sizes, "all")), llama_70b(), concurrency=200)
         assert cut(decided) == "TP4"
         assert all(sizes[ref.gpu] == 80 for ref in decided.replicas[0].gpus)
+
+
+def test_a_reason_never_says_that_no_island_holds_a_model_that_one_holds() -> None:
+    """70B in 16 bits: a bridged pair of 80 GB holds the weights, not the KV of a useful batch beside them."""
+    pairs = cluster_of(node_of(4, 80, {(0, 1): 12, (2, 3): 12}))
+    (stages,) = [r.text for r in decide(pairs, llama_70b(), "throughput").reasons if r.rule == "pp-across"]
+    assert "no island" not in stages and "hold more KV" in stages
+    (stages,) = [r.text for r in decide(machine("2xhgx-h100"), llama_405b()).reasons if r.rule == "pp-across"]
+    assert "no island holds the model" in stages

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from command import environment, wirelore
 from fake_nvml import machines
 from fake_nvml.replay import description
 
@@ -28,7 +29,42 @@ from probe.sources.record import (
 from probe.topology import Nic, Notice, Topology
 
 FakeMachine = Callable[..., dict[str, str]]
+
+
+def lost_gpu() -> machines.Description:
+    d = machines.hgx_h100()
+    d["name 5"] = "!15"
+    return d
+
+
+def split_and_degraded() -> machines.Description:
+    d = machines.hgx_h100()
+    for link in range(3):
+        d[f"link.state 2 {link}"] = 0
+    for a in range(4):
+        for b in range(4, 8):
+            d.p2p(a, b, 0, nvlink=5)
+            d.p2p(b, a, 0, nvlink=5)
+    return d
+
+
+def fabric_pending() -> machines.Description:
+    d = machines.hgx_b200()
+    d.fabric(state=2)
+    return d
+
+
+def healthy() -> machines.Description:
+    d = machines.hgx_h100()
+    machines.healthy(d)
+    return d
+
+
 MACHINES = (
+    lost_gpu,
+    split_and_degraded,
+    fabric_pending,
+    healthy,
     machines.hgx_h100,
     machines.hgx_b200,
     machines.gb200_tray,
@@ -181,3 +217,14 @@ def test_what_is_no_record_is_refused_in_one_line(data: bytes) -> None:
     with pytest.raises(SourceError) as caught:
         decode_record(data, where="x.json")
     assert "\n" not in str(caught.value)
+
+
+def test_the_command_records_and_reads_back_what_it_showed(fake_machine: FakeMachine, tmp_path: Path) -> None:
+    there = environment(**fake_machine(machines.rtx_3090_bridges()))
+    shown = wirelore("probe", "--record", "r.json", "--format", "json", cwd=tmp_path, environ=there).data()
+    assert wirelore("probe", "--from", "r.json", "--format", "json", cwd=tmp_path).data() == shown
+    assert "GPU-00000001" not in (tmp_path / "r.json").read_text()
+    wirelore("probe", "--record", "named.json", "--no-redact", cwd=tmp_path, environ=there).data()
+    assert "GPU-00000001" in (tmp_path / "named.json").read_text()
+    refused = wirelore("probe", "--no-redact", cwd=tmp_path, environ=there)
+    assert refused.code == 2 and "--record" in refused.err
