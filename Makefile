@@ -1,11 +1,11 @@
-# make setup | run | test | check | check-all | bench | clean
+# make setup | run | test | test-long | check | check-all | bench | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL ?= qwen3-32b
 EXAMPLE ?= machine:3090-bridges-4
 
-.PHONY: setup run test check check-all bench clean
+.PHONY: setup run test test-long check check-all bench clean
 
 setup: $(VENV)/.ready
 
@@ -22,7 +22,11 @@ run: setup
 	  $(BIN)/wirelore plan $(MODEL) --from $(EXAMPLE); }
 
 test: setup
-	$(BIN)/pytest -q -n 2 --dist loadfile
+	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not long'
+
+# What starts daemons or takes long: Slurm, Ray.
+test-long: setup
+	$(BIN)/pytest -q -m long
 
 check: setup
 	$(BIN)/ruff check .
@@ -30,7 +34,7 @@ check: setup
 	$(BIN)/mypy
 
 # The long ones: everything above, the recorded machines, and the timings.
-check-all: check test bench
+check-all: check test test-long bench
 
 bench: setup
 	$(BIN)/python benchmarks/corpus.py --index ../shared/topologies/index.jsonl

@@ -1,19 +1,23 @@
 """How long the command takes, as whole processes: medians of 10 runs, with the peak memory of the process.
 
-    benchmarks/speed.py [--files DIR]
+    benchmarks/speed.py [--files DIR | --merge]
 
 Cases: plan_text (a text matrix to flags), probe_nvml (the fake driver with 8 GPUs), plan_cluster (2,048 nodes, and how
-time grows from 64 nodes on). Prints a table and one `name: value` line per figure; exits 1 where a bar isn't reached.
+time grows from 64 nodes on), merge (2,048 node surveys of 0.6 MB, one of them slow; once, since it takes seconds and
+1.3 GB of temporary files; --merge does this alone). Prints a table and one `name: value` line per figure; exits 1
+where a bar isn't reached.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -21,6 +25,8 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 
 RUNS = 10
 FILE_BAR_S = 0.30
+MERGE_BAR_S = 10.0
+MARK = "31337"
 MODEL = "llama-3.1-70b"
 WIRELORE = Path(sys.executable).parent / "wirelore"
 
@@ -77,9 +83,70 @@ def read_files(folder: Path) -> int:
     return 1 if worst > FILE_BAR_S else 0
 
 
+def survey_text(slower: float) -> bytes:
+    """What measuring an HGX H100 for 20 s leaves: 24 curves of 10 sizes, two rounds of 20 times.
+
+    Whatever must differ from node to node holds MARK: host name, UUIDs, and every time in its last digits.
+    """
+    from probe.islands import group_shape
+    from probe.measurement import Curve, CurveKey, Sample, Survey
+    from probe.sources.machines import machine
+    from probe.store import encode_survey
+    from probe.topology import GpuRef
+
+    topology = machine("hgx-h100")
+    node = topology.nodes[0]
+    states = tuple(replace(gpu, uuid=f"GPU-{MARK}-{i}") for i, gpu in enumerate(node.gpus))
+    own = replace(node, gpus=states, hostname=f"node-{MARK}", driver_version="580.65.06")
+    noise = random.Random(1)
+
+    def time_s(size_bytes: int) -> float:
+        typical = 15e-6 + size_bytes / 300e9 * (slower if size_bytes >= 1 << 20 else 1.0)
+        return float(f"{typical * noise.lognormvariate(0, 0.02):.4e}".replace("e", f"{MARK}e"))
+
+    curves = []
+    for n in (2, 4, 8):
+        members = tuple(GpuRef(0, i) for i in range(n))
+        for operation in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all"):
+            for graph in (False, True):
+                key = CurveKey(operation, group_shape(topology, members), "bfloat16", "nccl", graph)
+                sizes = (1 << power for power in (10, 12, 14, 16, 19, 20, 22, 24, 26, 29))
+                samples = (Sample(b, tuple(tuple(time_s(b) for _ in range(20)) for _ in range(2))) for b in sizes)
+                curves.append(Curve(key, tuple(samples), members))
+    return encode_survey(Survey(replace(topology, nodes=(own,)), tuple(curves)))
+
+
+def merge(folder: Path, nodes: int) -> tuple[float, float]:
+    """Wall seconds and peak MB of merging so many node surveys, one of them slow. Exits where that is not named."""
+    usual, slow = survey_text(1.0), survey_text(1.3)
+    paths = [folder / f"survey-{n:04d}.json" for n in range(nodes)]
+    for n, path in enumerate(paths):
+        text = slow if n == nodes // 2 else usual
+        path.write_bytes(text.replace(MARK.encode(), f"{n:05d}".encode()))
+    result = run(["merge", *map(str, paths), "-o", str(folder / "cluster.json")], dict(os.environ))
+    if (folder / "cluster.json").read_bytes().count(b"unlike-its-twins") != 1:
+        sys.exit("merge did not name the one slow node, or named others")
+    return result
+
+
+def merges() -> int:
+    figures: dict[int, tuple[float, float]] = {}
+    for nodes in (256, 2048):
+        with tempfile.TemporaryDirectory() as folder:
+            figures[nodes] = merge(Path(folder), nodes)
+        print(f"merge_{nodes}_s: {figures[nodes][0]:.2f}\nmerge_{nodes}_peak_mb: {figures[nodes][1]:.0f}")
+    per_node = (figures[2048][1] - figures[256][1]) / (2048 - 256) * 1000
+    print(f"merge_kb_per_equal_node: {per_node:.0f}")
+    if figures[2048][0] > MERGE_BAR_S:
+        print("bar not reached: merge_2048", file=sys.stderr)
+    return 1 if figures[2048][0] > MERGE_BAR_S else 0
+
+
 def main() -> int:
     if len(sys.argv) == 3 and sys.argv[1] == "--files":
         return read_files(Path(sys.argv[2]))
+    if sys.argv[1:] == ["--merge"]:
+        return merges()
     from fake_nvml import build_fake_nvml, fake_environment
     from fake_nvml.machines import hgx_h100
 
@@ -115,7 +182,7 @@ def main() -> int:
         print("\n" + "\n".join(lines))
         for name in missed:
             print(f"bar not reached: {name}", file=sys.stderr)
-        return 1 if missed else 0
+    return merges() or (1 if missed else 0)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def plan(
         reasons=tuple(reasons(topology, model, workload, traits, field, chosen)),
         alternatives=_alternatives(field, workload),
         degraded=tuple(_degraded(topology, workload, chosen, limits)),
-        provenance=(*topology.provenance, Origin("model", Provenance.READ, model.source)),
+        provenance=(*topology.provenance, *survey.origins, Origin("model", Provenance.READ, model.source)),
         engine_split=chosen.layers == traits.split(model.layers, p.pp),
         mixed_gpus=any(
             len({g.name for g in shape.gpus}) > 1 for shape in {id(n.shape): n.shape for n in topology.nodes}.values()

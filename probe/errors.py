@@ -5,7 +5,8 @@
     │   └── ModelError       2   a model that is unknown or says too little of itself
     ├── NoPlanError          3   no legal plan exists; the message names the law
     ├── SourceError          4   an input that describes no readable machine
-    └── NoGpuError           4   no GPU, no driver, no answer
+    ├── NoGpuError           4   no GPU, no driver, no answer
+    └── MeasureError         4   a measurement that ended before it was done; what was finished is kept
 
 A message says in one line what is wrong and where; `cure` says what to do. `str(error)` joins both.
 """
@@ -44,6 +45,10 @@ class NoPlanError(WireloreError):
 
 
 class NoGpuError(WireloreError):
+    exit_code = 4
+
+
+class MeasureError(WireloreError):
     exit_code = 4
 
 

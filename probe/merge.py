@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from typing import TypeVar
 
 from probe.errors import UsageError
-from probe.topology import Gpu, GpuState, NetworkPath, Node, NodeShape, Notice, Origin, Path, PathKind, Topology
+from probe.topology import Gpu, GpuRef, GpuState, NetworkPath, Node, NodeShape, Notice, Origin, Path, PathKind, Topology
 
 T = TypeVar("T", Gpu, GpuState)
+Told = TypeVar("Told", Notice, Origin)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the GPUs of a part stand in the merged topology: `first` nodes further down, and GPU by GPU as `moved`
+    says where the part completed another description."""
+
+    first: int
+    moved: Mapping[GpuRef, GpuRef] | None = None
+
+    def of(self, ref: GpuRef) -> GpuRef | None:
+        """The same GPU in the merged topology; None where that has left it out."""
+        if self.moved is None:
+            return GpuRef(self.first + ref.node, ref.gpu)
+        there = self.moved.get(ref)
+        return None if there is None else GpuRef(self.first + there.node, there.gpu)
 
 
 def merge_topologies(parts: Sequence[Topology]) -> Topology:
@@ -19,15 +38,52 @@ def merge_topologies(parts: Sequence[Topology]) -> Topology:
     no UUIDs and one that tells UUIDs but no path (`topo -m` and `-q -x`). Raises UsageError where they share some GPUs
     but not all.
     """
+    return placed(parts)[0]
+
+
+def placed(parts: Sequence[Topology]) -> tuple[Topology, tuple[Place, ...]]:
+    """What merge_topologies makes of these, and where each part stands in it."""
     merged: list[Topology] = []
+    slots: list[int] = []
+    by_uuids: dict[frozenset[str], int] = {}
+    bare: dict[bool, list[int]] = {True: [], False: []}
     for part in parts:
-        same = next((i for i, known in enumerate(merged) if _is_same(known, part)), None)
+        uuids, is_bare = _uuids(part), _tells_no_path(part)
+        same = by_uuids.get(uuids) if uuids else None
         if same is None:
+            same = next((i for i in bare[not is_bare] if _is_same(merged[i], part)), None)
+        if same is None:
+            same = len(merged)
             merged.append(part)
+            if part.gpu_count > 1:  # one GPU has no path to tell
+                bare[is_bare].append(same)
         elif len(part.nodes) == 1:
             wired, other = sorted((merged[same], part), key=_tells_no_path)
             merged[same] = completed(wired, other)
-    return merged[0] if len(merged) == 1 else _cluster(merged)
+            bare[True], bare[False] = ([i for i in bare[b] if i != same] for b in (True, False))
+            bare[_tells_no_path(merged[same])].append(same)
+        if whole := _uuids(merged[same]):
+            by_uuids[whole] = same
+        slots.append(same)
+    firsts = [0, *accumulate(len(one.nodes) for one in merged)]
+    shared = Counter(slots)
+    places = tuple(
+        Place(firsts[slot], _moved(merged[slot], part) if shared[slot] > 1 else None)
+        for slot, part in zip(slots, parts, strict=True)
+    )
+    return (merged[0] if len(merged) == 1 else cluster(merged)), places
+
+
+def _moved(whole: Topology, part: Topology) -> dict[GpuRef, GpuRef]:
+    """For each GPU of a description the same GPU in the completed one."""
+    if len(whole.nodes) == len(part.nodes) == 1:
+        matched = _matched(whole.nodes[0], part.nodes[0]) or []
+        return {GpuRef(0, there): GpuRef(0, here) for here, there in enumerate(matched) if there is not None}
+    here, there = (
+        {g.uuid: GpuRef(n, i) for n, node in enumerate(t.nodes) for i, g in enumerate(node.gpus) if g.uuid}
+        for t in (whole, part)
+    )
+    return {ref: here[uuid] for uuid, ref in there.items() if uuid in here}
 
 
 def completed(topology: Topology, other: Topology) -> Topology:
@@ -131,22 +187,36 @@ def _known(first: Path, second: Path) -> Path:
     return replace(path, p2p=first.p2p or second.p2p)
 
 
-def _cluster(parts: Sequence[Topology]) -> Topology:
+def cluster(parts: Sequence[Topology]) -> Topology:
+    """The nodes of all parts, in this order, as one network. Raises UsageError where two share a GPU."""
     shapes: dict[NodeShape, NodeShape] = {}
     nodes: list[Node] = []
     network: list[NetworkPath] = []
-    warnings: list[Notice] = []
-    provenance: list[Origin] = []
     for part in parts:
         first = len(nodes)
         nodes += [replace(node, shape=shapes.setdefault(node.shape, node.shape)) for node in part.nodes]
         network += [
             NetworkPath(p.kind, tuple(first + i for i in p.nodes)) for p in part.network if p.kind is PathKind.MNNVL
         ]
-        warnings += [replace(w, node=first + (w.node or 0)) for w in part.warnings]
-        provenance += [replace(o, node=first + (o.node or 0)) for o in part.provenance]
     uuids = [g.uuid for node in nodes for g in node.gpus if g.uuid is not None]
     if len(set(uuids)) < len(uuids):
         raise UsageError("two of the given machines share a GPU but are not the same", cure="Give each machine once.")
     network.append(NetworkPath(PathKind.NET, tuple(range(len(nodes)))))
-    return Topology(tuple(nodes), tuple(network), tuple(warnings), tuple(provenance))
+    sizes = [len(part.nodes) for part in parts]
+    warnings = folded(sizes, [part.warnings for part in parts])
+    return Topology(tuple(nodes), tuple(network), warnings, folded(sizes, [part.provenance for part in parts]))
+
+
+def folded(sizes: Sequence[int], told: Sequence[Sequence[Told]]) -> tuple[Told, ...]:
+    """What parts of so many nodes tell, of the nodes of the whole: what all tell alike stands once, of no node."""
+    plain = [
+        [replace(one, node=None) if n == 1 or one.node is None else one for one in ones]
+        for n, ones in zip(sizes, told, strict=True)
+    ]
+    alike = set.intersection(*({one for one in ones if one.node is None} for ones in plain))
+    found = [one for one in plain[0] if one in alike]
+    first = 0
+    for n, ones in zip(sizes, plain, strict=True):
+        found += [replace(one, node=first + (one.node or 0)) for one in ones if one not in alike]
+        first += n
+    return tuple(found)

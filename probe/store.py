@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
@@ -140,6 +142,8 @@ class SurveyDocument(_Document, frozen=True, kw_only=True):
     environment: tuple[tuple[str, str], ...] = ()
     missing: tuple[Notice, ...] = ()
     origins: tuple[Origin, ...] = ()
+    lab: str | None = None
+    measured_at: str | None = None
 
 
 def encode_topology(topology: Topology) -> bytes:
@@ -154,22 +158,34 @@ def encode_survey(survey: Survey) -> bytes:
 
 def decode_survey(data: bytes, *, where: str) -> Survey:
     """A survey or topology document. Raises SourceError naming the key that is wrong."""
-    try:
-        head = msgspec.json.decode(data, type=_Head)
-        if head.schema_version is None:
-            raise SourceError(
-                f"{where} is JSON, but no wirelore document", cure="Give what `wirelore probe -o FILE` wrote."
-            )
-        if not 1 <= head.schema_version <= SCHEMA_VERSION:
-            raise SourceError(
-                f"{where} has schema version {head.schema_version}, this program reads 1 to {SCHEMA_VERSION}",
-                cure="Update wirelore.",
-            )
-        if head.topology is msgspec.UNSET:
-            return Survey(_topology(msgspec.json.decode(data, type=TopologyDocument)))
+    with reading(where):
+        if not holds_survey(data, where):
+            return Survey(topology_of(msgspec.json.decode(data, type=TopologyDocument)))
         document = msgspec.json.decode(data, type=SurveyDocument)
         parts = {name: getattr(document, name) for name in SurveyDocument.__struct_fields__[2:]}
-        return Survey(_topology(document.topology), **parts)
+        return Survey(topology_of(document.topology), **parts)
+
+
+def holds_survey(data: bytes, where: str) -> bool:
+    """Whether the document is a survey; False for a topology. Raises SourceError on another kind or version."""
+    head = msgspec.json.decode(data, type=_Head)
+    if head.schema_version is None:
+        raise SourceError(
+            f"{where} is JSON, but no wirelore document", cure="Give what `wirelore probe -o FILE` wrote."
+        )
+    if not 1 <= head.schema_version <= SCHEMA_VERSION:
+        raise SourceError(
+            f"{where} has schema version {head.schema_version}, this program reads 1 to {SCHEMA_VERSION}",
+            cure="Update wirelore.",
+        )
+    return head.topology is not msgspec.UNSET
+
+
+@contextmanager
+def reading(where: str) -> Iterator[None]:
+    """Turns whatever is wrong with a document into a SourceError that names it."""
+    try:
+        yield
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
         raise SourceError(f"{where}: {reason}", cure="Give what `wirelore probe -o FILE` wrote, unchanged.") from error
@@ -311,7 +327,8 @@ def _reading(path: Path) -> Reading | None:
     return Reading(a_to_b=path.asymmetric[0], b_to_a=path.asymmetric[1]) if path.asymmetric else None
 
 
-def _topology(document: TopologyDocument) -> Topology:
+def topology_of(document: TopologyDocument) -> Topology:
+    """The topology, its laws checked; equal nodes share one shape. Raises ValueError."""
     shapes: dict[NodeShape, NodeShape] = {}
     nodes = []
     for position, told in enumerate(document.nodes):

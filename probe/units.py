@@ -29,6 +29,19 @@ def parse_bytes(text: str) -> int:
     return amount
 
 
+_UNIT_S = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def parse_seconds(text: str) -> float:
+    """'20s', '500ms', '2m' or '20' -> seconds. Raises UsageError."""
+    match = _QUANTITY.fullmatch(text[:64])
+    factor = _UNIT_S.get(match.group(2).lower()) if match else None
+    seconds = float(match.group(1)) * factor if match and factor else 0.0
+    if not 0 < seconds <= 1e6:
+        raise UsageError(f"{text!r} is no span of time", cure="Write it like 20s, 500ms or 2m.")
+    return seconds
+
+
 def gib(size_bytes: float) -> str:
     """85899345920 -> '80.0 GiB'."""
     return f"{size_bytes / GIB:.1f} GiB"
@@ -77,3 +90,16 @@ def ranges(numbers: list[int] | tuple[int, ...]) -> str:
 def some(things: Sequence[str], most: int = 6) -> str:
     """The first of many: 'a, b, c and 12 more'."""
     return ", ".join(things[:most]) + (f" and {len(things) - most} more" if len(things) > most else "")
+
+
+def message_size(size_bytes: int) -> str:
+    """16384 -> '16 KiB', 1 << 30 -> '1 GiB'; what is no whole number of them with its digits: 1500 -> '1.46 KiB'."""
+    for unit, letter in ((GIB, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if size_bytes >= unit:
+            return f"{figure(size_bytes / unit)} {letter}"
+    return f"{size_bytes:,} B"
+
+
+def figure(value: float) -> str:
+    """Three digits that count, without an exponent: 0.123, 12.3, 1,234."""
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}" if value >= 1e-4 else f"{value:.1e}"

@@ -14,10 +14,14 @@ PACKAGES = ("probe", "configgen")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 LINES = 400
 
+RANK_SIDE = {f"probe/bench/{name}.py" for name in ("node", "worker", "device", "collectives", "compute")}
+"""What runs in the process of a node alone, which is started for it; nothing else imports these."""
+
 DOORS = {
     "pynvml": {"probe/sources/nvml_reader.py"},
     "psutil": {"probe/sources/host.py"},
-    "torch": set[str](),
+    "torch": {*RANK_SIDE, "probe/bench/verify.py"},
+    "ray": {"probe/bench/ray_nodes.py"},
     "click": {"configgen/cli/"},
     "yaml": {"configgen/cli/root.py"},
     "jinja2": {"configgen/templates.py"},
@@ -28,11 +32,14 @@ DOORS = {
 }
 """Every import from outside the standard library, and the only places that may have it."""
 
-LAZY = ("torch", "jinja2", "huggingface_hub", "psutil", "pynvml", "yaml", "defusedxml")
+LAZY = ("torch", "ray", "jinja2", "huggingface_hub", "psutil", "pynvml", "yaml", "defusedxml")
 """Imported inside the function that needs it: its module is on the path of commands that don't."""
 
 PURE = {
     *("probe.topology", "probe.islands", "probe.measurement", "probe.catalog", "probe.errors", "probe.units"),
+    *("probe.statistics", "probe.curve", "probe.stability"),
+    *("probe.rails", "probe.bench.candidates", "probe.bench.schedule"),
+    *("probe.bench.seen", "probe.bench.conductor", "probe.bench.rehearsal"),
     *("configgen.plan", "configgen.search", "configgen.decide", "configgen.memory", "configgen.model"),
     *("configgen.placement", "configgen.judge", "configgen.explain", "configgen.laws", "configgen.launch"),
     "configgen.weights",
@@ -114,7 +121,7 @@ def test_every_library_has_one_door(path: Path) -> None:
 @each_file
 def test_heavy_imports_wait_until_they_are_needed(path: Path) -> None:
     at_start = {name.partition(".")[0] for name in imports_at_start(TREES[path])}
-    if name_of(path) not in DOORS["pynvml"] | DOORS["defusedxml"]:  # a process of its own; a module of its own
+    if name_of(path) not in DOORS["pynvml"] | DOORS["defusedxml"] | RANK_SIDE:  # processes and modules of their own
         assert not at_start & set(LAZY)
 
 
@@ -150,8 +157,16 @@ def test_nothing_runs_what_it_reads(path: Path) -> None:
 
 
 @each_file
+def test_what_imports_torch_is_imported_by_nothing_else(path: Path) -> None:
+    if name_of(path) not in RANK_SIDE:
+        modules = {name.removesuffix(".py").replace("/", ".") for name in RANK_SIDE}
+        assert not modules & set(imports(TREES[path]))
+
+
+@each_file
 def test_only_the_command_prints_or_exits(path: Path) -> None:
-    if name_of(path).startswith(("configgen/cli/", "configgen/report/terminal.py", "probe/sources/nvml_reader.py")):
+    processes = ("probe/sources/nvml_reader.py", "probe/bench/node.py", "probe/bench/channel.py")
+    if name_of(path).startswith(("configgen/cli/", "configgen/report/terminal.py", *processes)):
         return
     for call in (node for node in ast.walk(TREES[path]) if isinstance(node, ast.Call)):
         called = ast.unparse(call.func)

@@ -171,12 +171,14 @@ def test_every_machine_comes_back_equal(name: str) -> None:
 
 def survey() -> Survey:
     """One of everything that can be measured."""
-    group = GroupShape((("NV18", 28),), nodes=1, concurrent_groups=2)
+    group = GroupShape((("NV18", 1),), nodes=1, concurrent_groups=2)
     a, b = GpuRef(0, 0), GpuRef(0, 1)
-    key = CurveKey("all_reduce", group, "bfloat16", "nccl", True, "uni", True, False, "2.27.3")
+    key = CurveKey("all_reduce", group, "bfloat16", "nccl", True, None, True, False, "2.27.3")
+    pair = CurveKey("p2p", group, "bfloat16", "nccl", direction="both", p2p_enabled=False)
+    rounds = (Sample(1024, ((1e-5, 2e-5), (1.5e-5,))), Sample(2048, ((3e-5,),)))
     return Survey(
         machine("hgx-h100"),
-        curves=(Curve(key, (Sample(1024, (1e-5, 2e-5)), Sample(2048, (3e-5,))), (a, b)),),
+        curves=(Curve(key, rounds, (a, b)), Curve(pair, (Sample(1 << 30, ((0.1, 0.2),)),))),
         rates=(Rate("gemm", a, 700.5, "TFLOP/s", "bfloat16", (8192, 8192, 8192)), Rate("hbm_read", b, 3000.0, "GB/s")),
         health=(HealthSnapshot(a, "2026-01-01T00:00:00Z", (("nvlink_crc", 0),)),),
         verifications=(Verification(a, b, True, "4 MiB"),),
@@ -288,7 +290,15 @@ def test_what_is_wrong_is_named(path: str, value: object, says: str) -> None:
     ("path", "value", "says"),
     [
         ("curves.0.samples", [], "at least one sample"),
-        ("curves.0.samples.0.times_s", [0.0], "positive and finite"),
+        ("curves.0.samples.0.rounds_s", [[1e-5], [0.0]], "positive and finite"),
+        ("curves.0.samples.0.rounds_s", [[1e-5], []], "each round a time"),
+        ("curves.0.samples.0.rounds_s", [], "has a round"),
+        ("curves.0.samples.0.rounds_s", [1e-5], "rounds_s"),
+        ("curves.0.samples.0.rounds_s", ..., "rounds_s"),
+        ("curves.0.samples.0.size_bytes", 1 << 62, "less than an exbibyte"),
+        ("curves.0.samples.1.size_bytes", 512, "sizes ascend"),
+        ("curves.0.members", [{"node": 0, "gpu": 0}], "members are the GPUs of its group"),
+        ("curves.0.key.group.paths", [["NV18", 2]], "n \\(n - 1\\) / 2 paths"),
         ("curves.0.key.group.nodes", 0, "lies on a node"),
         ("rates.0.value", -1, "positive and finite"),
         ("rates.0.gpu", 3, "gpu"),

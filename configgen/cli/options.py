@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +13,8 @@ import click
 
 from configgen.launch import Launch
 from probe.errors import UsageError, one_line
-from probe.topology import Topology
+from probe.measurement import Survey
+from probe.topology import Origin, Provenance, Topology
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -31,16 +32,69 @@ class Sources:
         from probe.merge import merge_topologies
         from probe.sources.registry import read_source
 
-        if self.given.count("-") > 1:
-            raise UsageError("standard input can be read once", cure="Give --from - only once.")
+        self._check()
         parts = [read_source(source) for source in self.given] or [read_source(None)]
         return self.told(merge_topologies(parts))
+
+    def survey(self, *, cache: bool = True) -> Survey:
+        """The sources as one survey, with what was measured on them, and the origin of the curves told.
+
+        What this user measured earlier on equal wires comes from the cache, unless a source brings its own figures.
+        Raises WireloreError.
+        """
+        from probe.merge import merge_topologies
+        from probe.sources.registry import read_source, read_survey
+
+        self._check()
+        parts = [read_survey(source) for source in self.given] or [Survey(read_source(None))]
+        if len(parts) == 1:
+            survey = parts[0]
+        elif any(part.is_measured for part in parts):
+            from probe.fleet import merge_surveys
+
+            survey = merge_surveys(parts)
+        else:
+            survey = Survey(merge_topologies([part.topology for part in parts]))
+        if survey.is_measured:
+            survey = _said(survey, " and ".join(self.given[:3]))
+        elif cache:
+            survey = _recalled(survey)
+        return replace(survey, topology=self.told(survey.topology))
+
+    def _check(self) -> None:
+        if self.given.count("-") > 1:
+            raise UsageError("standard input can be read once", cure="Give --from - only once.")
 
     def told(self, topology: Topology) -> Topology:
         """The topology with what --gpu-model and --gpu-memory told. Raises UsageError."""
         from probe.sources.told import with_told
 
         return with_told(topology, gpu_model=self.gpu_model, gpu_memory=self.gpu_memory)
+
+
+def _recalled(survey: Survey) -> Survey:
+    """The survey with what the cache knows of its wires, and where it was measured."""
+    from probe.cache import same_gpus, search
+
+    found = search(survey.topology)
+    for notice in found.notices:
+        note(notice.message)
+    if found.survey is None or found.measured_on is None:
+        return survey
+    name = found.measured_on.nodes[0].hostname
+    other = "on an equal machine" + (f", {name}" if name else "")
+    return _said(
+        found.survey,
+        f"cache {found.file}",
+        "on this machine" if same_gpus(found.measured_on, survey.topology) else other,
+    )
+
+
+def _said(survey: Survey, source: str, where: str = "") -> Survey:
+    """The survey with an origin that says when, where and from which source its curves are."""
+    when = survey.measured_at[:10] if survey.measured_at else "at an unknown time"
+    text = f"{when} {where}".rstrip() + f" ({source})"
+    return replace(survey, origins=(*survey.origins, Origin("curves", Provenance.MEASURED, text)))
 
 
 def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,6 +135,11 @@ def put(data: bytes, output: Path | None) -> None:
 
     write_atomically(output, data)
     click.echo(f"wrote {one_line(str(output))}", err=True)
+
+
+def note(text: str) -> None:
+    """Something to know, on standard error."""
+    click.echo(f"wirelore: note: {one_line(text, 600)}", err=True)
 
 
 def flags_line(launch: Launch) -> str:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf, nan
 from pathlib import Path
 
 import click
 
-from configgen.cli.options import Sources, flags_line, output_option, put, source_options
+from configgen.cli.options import Sources, flags_line, note, output_option, put, source_options
 from configgen.decide import plan
 from configgen.engines.rules import engine_traits
 from configgen.engines.vllm import vllm_launch
 from configgen.hub import load_model
 from configgen.plan import Limits, Objective, Plan, Workload
-from probe.measurement import Survey
+from configgen.report.lines import measured_line
 from probe.sources.told import with_assumed_memory
 
 _POSITIVE = click.IntRange(min=1, max=10**9)
@@ -47,6 +48,7 @@ def _seconds(text: str) -> float:
 @click.option("--gpus", type=_POSITIVE, help="Use at most this many GPUs.")
 @click.option("--nodes", type=_POSITIVE, help="Use only the first nodes.")
 @click.option("--offline", is_flag=True, help="Never ask the Hugging Face hub.")
+@click.option("--no-cache", is_flag=True, help="Plan as if these wires had not been measured before.")
 @click.option("--explain", is_flag=True, help="List every alternative and where each fact came from.")
 @click.option(
     "--format", type=click.Choice(["text", "json", "flags"]), default="text", show_default=True, help="Output."
@@ -65,6 +67,7 @@ def plan_command(
     gpus: int | None,
     nodes: int | None,
     offline: bool,
+    no_cache: bool,
     explain: bool,
     format: str,
     output: Path | None,
@@ -84,21 +87,27 @@ def plan_command(
     )
     traits = engine_traits(engine)
     spec = load_model(model, offline=offline)
-    topology = with_assumed_memory(sources.topology())
-    decided = plan(Survey(topology), spec, workload, traits, Limits(gpus=gpus, nodes=nodes))
+    survey = sources.survey(cache=not no_cache)
+    topology = with_assumed_memory(survey.topology)
+    decided = plan(replace(survey, topology=topology), spec, workload, traits, Limits(gpus=gpus, nodes=nodes))
+    measured = measured_line(survey)
     if output is not None:
         put(_json(decided), output)
     if format == "flags":
         click.echo(flags_line(vllm_launch(decided)))
         for text in (*(w.message for w in topology.warnings if w.code == "memory-assumed"), *decided.degraded):
-            click.echo(f"wirelore: note: {text}", err=True)
+            note(text)
+        if measured is not None:
+            note(measured)
     elif format == "json":
         if output is None:
             put(_json(decided), None)
+        if survey.lab is not None and measured is not None:
+            note(measured)
     elif output is None or explain:
         from configgen.report.terminal import print_plan
 
-        print_plan(decided, topology, vllm_launch(decided), spec.warnings, explain=explain)
+        print_plan(decided, topology, vllm_launch(decided), spec.warnings, explain=explain, measured=measured)
 
 
 def _json(decided: Plan) -> bytes:

@@ -13,6 +13,8 @@ from probe.errors import UsageError
 
 _COMMANDS = {
     "probe": ("configgen.cli.probe", "Read this machine's topology, or a description of one."),
+    "measure": ("configgen.cli.measure", "Measure the wires with torch.distributed."),
+    "merge": ("configgen.cli.merge", "Join surveys of many nodes into one of the cluster."),
     "plan": ("configgen.cli.plan", "Choose TP, PP, DP, EP and the GPU order for a model."),
     "emit": ("configgen.cli.emit", "Write a plan as launch commands."),
     "models": ("configgen.cli.tables", "List the models whose facts are built in."),
@@ -58,10 +60,11 @@ def wirelore(ctx: click.Context, config: Path | None, debug: bool) -> None:
     if config is not None:
         ctx.default_map = {name: _options_of(ctx, name, told, config) for name, told in _read_config(config).items()}
     if ctx.invoked_subcommand is None:
+        from configgen.cli.options import Sources
         from configgen.report.lines import machine_line
-        from probe.sources.registry import read_this_machine
 
-        click.echo(machine_line(read_this_machine()))
+        survey = Sources((), None, None).survey()
+        click.echo(machine_line(survey.topology, survey))
 
 
 def _options_of(ctx: click.Context, name: str, told: dict[Any, Any], path: Path) -> dict[str, Any]:

@@ -6,13 +6,25 @@ from collections import Counter
 
 from probe.errors import one_line
 from probe.islands import Island, islands
+from probe.measurement import Survey
 from probe.topology import GpuStatus, Topology
 from probe.units import count, ranges
 
 
-def machine_line(topology: Topology) -> str:
+def machine_line(topology: Topology, measured: Survey | None = None) -> str:
     """One line on a machine: GPUs, islands, measured or not, what to run next."""
-    return f"{gpus_line(topology)}; {islands_line(topology)}; not measured. Next: wirelore plan MODEL"
+    told = (measured_line(measured) if measured else None) or "not measured"
+    return f"{gpus_line(topology)}; {islands_line(topology)}; {told}. Next: wirelore plan MODEL"
+
+
+def measured_line(survey: Survey) -> str | None:
+    """When, where and from which file its figures are; None where it holds none. What is no GPU's says so first."""
+    if not survey.is_measured:
+        return None
+    told = [o.source for o in survey.origins if o.fact == "curves"] or ["at an unknown time"]
+    if survey.lab is not None:
+        return one_line(f"LAB FIGURES, not of these GPUs: {survey.lab}; measured {told[-1]}")
+    return one_line(f"measured {told[-1]}")
 
 
 def gpus_line(topology: Topology) -> str:

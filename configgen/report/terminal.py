@@ -18,6 +18,7 @@ from configgen.plan import Alternative, Plan
 from configgen.report.lines import gpus_line, island_text, islands_line
 from probe.errors import one_line, printable
 from probe.islands import Island, islands
+from probe.measurement import Survey
 from probe.rails import rails
 from probe.topology import Node, NodeShape, Notice, Origin, Topology
 from probe.units import count, gib, ranges
@@ -56,15 +57,30 @@ def _print_topology(console: Console, topology: Topology) -> None:
 
 
 def print_plan(
-    plan: Plan, topology: Topology, launch: Launch, model_warnings: Sequence[Notice] = (), *, explain: bool = False
+    plan: Plan,
+    topology: Topology,
+    launch: Launch,
+    model_warnings: Sequence[Notice] = (),
+    *,
+    explain: bool = False,
+    measured: str | None = None,
 ) -> None:
-    """The plan as a tired operator wants it: what, on which GPUs, why, what lost, what to run."""
+    """The plan as a tired operator wants it: what, on which GPUs, why, what lost, what to run.
+
+    `measured` says when and where the wires were measured, None where they were not.
+    """
     with _console() as console:
-        _print_plan(console, plan, topology, launch, model_warnings, explain)
+        _print_plan(console, plan, topology, launch, model_warnings, explain, measured)
 
 
 def _print_plan(
-    console: Console, plan: Plan, topology: Topology, launch: Launch, model_warnings: Sequence[Notice], explain: bool
+    console: Console,
+    plan: Plan,
+    topology: Topology,
+    launch: Launch,
+    model_warnings: Sequence[Notice],
+    explain: bool,
+    measured: str | None,
 ) -> None:
     p, w = plan.parallelism, plan.workload
     console.print(Text.assemble((one_line(plan.model.name), "bold"), " on ", (gpus_line(topology), "bold")))
@@ -84,6 +100,8 @@ def _print_plan(
         ),
         ("wires", islands_line(topology)),
     ]
+    loud = "" if (measured or "").startswith("measured ") else "bold red"
+    rows += [("measured", Text((measured or "").removeprefix("measured "), style=loud))] if measured else []
     rows += [("layers", ",".join(map(str, plan.layers_per_stage)) + " per stage")] if p.pp > 1 else []
     rows += [("degraded", Text(text, style="yellow")) for text in plan.degraded]
     console.print(_rows(rows))
@@ -107,6 +125,18 @@ def _print_plan(
         )
     console.print()
     _print_commands(console, launch)
+
+
+_STYLES = {"title": "bold", "head": "cyan", "warn": "yellow", "loud": "bold red", "dim": "dim"}
+
+
+def print_survey(survey: Survey) -> None:
+    """What was measured, and how far it can be trusted."""
+    from configgen.report.survey import survey_lines
+
+    with _console() as console:
+        for line in survey_lines(survey):
+            console.print(Text(printable(line.text), style=_STYLES.get(line.role, "")), soft_wrap=True)
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -48,6 +48,36 @@ class HostFacts:
     notices: tuple[Notice, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """A network interface as the kernel tells it now: IPv4 addresses first, link-local ones with their zone."""
+
+    name: str
+    is_up: bool
+    addresses: tuple[str, ...]
+
+
+def read_interfaces() -> tuple[Interface, ...]:
+    """All network interfaces of this machine, sorted by name; () where the kernel tells none."""
+    import socket
+
+    try:
+        import psutil
+
+        states, told = psutil.net_if_stats(), psutil.net_if_addrs()
+    except Exception:  # psutil raises as many kinds as there are kernels and containers
+        return ()
+    families = (socket.AF_INET, socket.AF_INET6)
+    return tuple(
+        Interface(
+            name,
+            name in states and states[name].isup,
+            tuple(a.address for f in families for a in rows if a.family == f),
+        )
+        for name, rows in sorted(told.items())
+    )
+
+
 def read_host(root: FilePath = _THIS_MACHINE) -> HostFacts:
     """Reads /sys and /proc below `root`, as any user, without failing: no /sys (macOS) gives nearly empty facts.
 

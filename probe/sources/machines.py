@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from probe.catalog import gpu_figures
 from probe.errors import SourceError
@@ -155,13 +155,28 @@ MACHINES = {
 _TERM = re.compile(r"(?:([0-9]{1,9})x)?([a-z0-9][a-z0-9-]{0,40})", re.IGNORECASE)
 
 
+def _kind(name: str) -> Machine | None:
+    """The machine of this name, or the first GPUs of one: 'l4-2' of 'l4-8', 'hgx-h100-4' of 'hgx-h100'."""
+    if name in MACHINES:
+        return MACHINES[name]
+    stem, _, number = name.rpartition("-")
+    whole = MACHINES.get(stem) or next((m for known, m in MACHINES.items() if known == f"{stem}-{m.gpus}"), None)
+    if whole is None or whole.nodes > 1 or not number.isdecimal() or not 1 <= int(number[:3]) <= whole.gpus:
+        return None
+    gpus = int(number[:3])
+    return replace(whole, about=f"{gpus} of: {whole.about}", gpus=gpus)
+
+
 def machine(text: str) -> Topology:
-    """'hgx-h100', '2048xhgx-h100' or '2xhgx-h100+1xl40s-8' -> Topology. Raises SourceError on an unknown name."""
+    """'hgx-h100', '2048xhgx-h100' or '2xhgx-h100+1xl40s-8' -> Topology; 'l4-2' is a part of 'l4-8'.
+
+    Raises SourceError on an unknown name.
+    """
     nodes: list[Node] = []
     network: list[NetworkPath] = []
     for term in text.removeprefix(PREFIX).split("+"):
         match = _TERM.fullmatch(term.strip())
-        kind = MACHINES.get(match.group(2).lower()) if match else None
+        kind = _kind(match.group(2).lower()) if match else None
         if match is None or kind is None:
             raise SourceError(
                 f"there is no synthetic machine {term[:60]!r}", cure="See `wirelore machines` for the names."

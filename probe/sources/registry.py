@@ -9,6 +9,7 @@ from io import BufferedReader
 from pathlib import Path as FilePath
 
 from probe.errors import NoGpuError, SourceError
+from probe.measurement import Survey
 from probe.topology import Topology
 
 TEXT_LIMIT_BYTES = 8 << 20
@@ -30,12 +31,15 @@ _SMI_LOG = re.compile(r"<nvidia_smi_log>.*?</nvidia_smi_log>", re.DOTALL)
 
 def read_source(source: str | None) -> Topology:
     """None: this machine. 'machine:NAME': synthetic. '-': standard input. Else a file. Raises WireloreError."""
-    if source is None:
-        return read_this_machine()
-    topology = _read(source)
-    if topology.gpu_count == 0:
+    return read_this_machine() if source is None else read_survey(source).topology
+
+
+def read_survey(source: str) -> Survey:
+    """The topology of a source, with what was measured on it where it is a survey. Raises WireloreError."""
+    survey = _read(source)
+    if survey.topology.gpu_count == 0:
         raise NoGpuError(f"{source} describes a machine without GPUs", cure=_CURE)
-    return topology
+    return survey
 
 
 def read_this_machine() -> Topology:
@@ -48,24 +52,28 @@ def read_this_machine() -> Topology:
 
 
 def read_bytes(data: bytes, *, where: str) -> Topology:
-    """Whatever a file holds. Raises SourceError when it is of no known kind, or NoGpuError as its machine did."""
+    """Whatever machine a file holds. Raises SourceError when it is of no known kind, or NoGpuError as it did."""
+    return _survey_of(data, where).topology
+
+
+def _survey_of(data: bytes, where: str) -> Survey:
     if not data or data.isspace():
         raise SourceError(f"{where} is empty", cure=_CURE)
     data = _as_utf8(data)
     head = data[:_HEAD]
     if head.lstrip()[:1] != b"{":
-        return read_text(_decode(data, where), where=where)
+        return Survey(read_text(_decode(data, where), where=where))
     if b'"record_version"' in head:
         from probe.sources.record import decode_record, replay
 
-        return replay(decode_record(data, where=where))
+        return Survey(replay(decode_record(data, where=where)))
     from probe.sources.rocm import looks_like_rocm, read_rocm
 
     if looks_like_rocm(head.decode("utf-8", "replace")):
-        return read_rocm(_decode(data, where), where=where)
+        return Survey(read_rocm(_decode(data, where), where=where))
     from probe.store import decode_survey
 
-    return decode_survey(data, where=where).topology
+    return decode_survey(data, where=where)
 
 
 def _as_utf8(data: bytes) -> bytes:
@@ -117,15 +125,21 @@ def _with_other_outputs(topology: Topology, text: str, where: str) -> Topology:
     return topology
 
 
-def _read(source: str) -> Topology:
+def _read(source: str) -> Survey:
     if source.startswith("machine:"):
         from probe.sources.machines import machine
 
-        return machine(source)
+        return Survey(machine(source))
+    where = "standard input" if source == "-" else source
+    return _survey_of(read_file(source), where)
+
+
+def read_file(source: str) -> bytes:
+    """A file's bytes, or those of standard input ('-'), within the limit of its kind. Raises SourceError."""
     where = "standard input" if source == "-" else source
     try:
         with os.fdopen(0, "rb", closefd=False) if source == "-" else FilePath(source).open("rb") as stream:
-            return read_bytes(_bounded(stream, where), where=where)
+            return _bounded(stream, where)
     except OSError as error:
         raise SourceError(f"cannot read {where}: {error.strerror}", cure=_CURE) from error
 

@@ -1,0 +1,183 @@
+"""Surveys that this user measured, by what decides their figures: fingerprint, driver, library. In the cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from probe.errors import SourceError, WireloreError, one_line
+from probe.islands import fingerprint
+from probe.measurement import Survey
+from probe.topology import Notice, Topology
+
+_FILES_READ = 16
+"""Of one machine and driver: as many library versions as anyone keeps. The newest files are looked at."""
+_MOST_BYTES = 128 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """What the cache knows of a machine, in which file, and what was wrong with other files."""
+
+    survey: Survey | None = None
+    """Told of the topology that was asked for ..."""
+    measured_on: Topology | None = None
+    """... and measured on this one, whose GPUs may be others."""
+    file: Path | None = None
+    notices: tuple[Notice, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Where a survey was put, or the reason why it was not."""
+
+    file: Path | None = None
+    reason: str | None = None
+
+
+def recall(topology: Topology) -> Survey | None:
+    """The newest survey of equal wires under equal drivers, told of this topology; None where there is none."""
+    return search(topology).survey
+
+
+def search(topology: Topology) -> Recalled:
+    """As `recall`, with where it was found. Never raises: what cannot be read is left out with a notice."""
+    wires = _wires(topology)
+    folder = cache_folder()
+    if wires is None or folder is None or not folder.is_dir():
+        return Recalled()
+    found, notices = [], []
+    try:
+        files = sorted(folder.glob(f"{wires}-*.json"), key=_age)[:_FILES_READ]
+    except OSError:
+        return Recalled()
+    for file in files:
+        try:
+            survey = _read(file)
+            if survey.lab is not None or not survey.is_measured or _wires(survey.topology) != wires:
+                raise SourceError(f"{file} is no measurement of these wires", cure="Delete it.")
+        except (WireloreError, OSError) as error:
+            text = f"{one_line(str(error))} It is left out; `wirelore measure` writes a new one."
+            notices.append(Notice("cache-unreadable", text))
+        else:
+            found.append((survey.measured_at or "", -_age(file), str(file), survey))
+    if not found:
+        return Recalled(notices=tuple(notices))
+    *_, name, newest = max(found, key=lambda entry: entry[:3])
+    return Recalled(replace(newest, topology=topology), newest.topology, Path(name), tuple(notices))
+
+
+def remember(survey: Survey) -> Kept:
+    """Keeps a survey for `recall`, unless the cache holds a fuller one. Lab figures never enter: they are no GPU's.
+
+    Never raises: a cache that can't be written is a reason, not a failure.
+    """
+    reason = _unfit(survey)
+    if reason is not None:
+        return Kept(reason=reason)
+    wires, folder = _wires(survey.topology), cache_folder()
+    if wires is None:
+        return Kept(reason="not kept for later: the driver's version is unknown, so it might be another one by then")
+    if folder is None:
+        return Kept(reason="not kept for later: there is no home folder; set XDG_CACHE_HOME")
+    libraries = sorted({curve.key.library_version or "" for curve in survey.curves})
+    file = folder / f"{wires}-{_hashed(libraries)}.json"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        if survey.is_partial and (fuller := _fuller(file, survey)) is not None:
+            return Kept(reason=fuller)
+        _write(file, survey)
+    except (WireloreError, OSError) as error:
+        return Kept(reason=f"not kept for later: {one_line(str(error))}")
+    return Kept(file)
+
+
+def cache_folder() -> Path | None:
+    """$XDG_CACHE_HOME/wirelore/surveys, by default below ~/.cache; None without a home. A relative value of the
+    variable is ignored, as the XDG Base Directory Specification asks."""
+    told = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        base = Path(told) if told and Path(told).is_absolute() else Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    return base / "wirelore" / "surveys"
+
+
+def same_gpus(a: Topology, b: Topology) -> bool:
+    """Whether two topologies are known to be of the very same GPUs, not only of equal ones."""
+    uuids = [[gpu.uuid for node in t.nodes for gpu in node.gpus] for t in (a, b)]
+    return uuids[0] == uuids[1] and None not in uuids[0]
+
+
+def _unfit(survey: Survey) -> str | None:
+    if survey.lab is not None:
+        return "not kept for later: lab figures are no GPU's, and never stand for a machine's own"
+    if not survey.is_measured:
+        return "not kept for later: nothing was measured"
+    if any(curve.key.backend == "gloo" for curve in survey.curves):
+        return "not kept for later: gloo moves data through CPUs, so its figures are not these GPUs' own"
+    return None
+
+
+def _wires(topology: Topology) -> str | None:
+    """The part of a file's name that stands for the wires, and the drivers node by node; None where one is unknown.
+
+    Members of curves are numbered by node, so equal nodes in another order are other wires here.
+    """
+    drivers = [node.driver_version for node in topology.nodes]
+    if None in drivers:
+        return None
+    whole = fingerprint(topology)
+    kinds: dict[tuple[object, ...], str] = {}
+    nodes = []
+    for node in topology.nodes if len(drivers) > 1 else ():
+        kind = (id(node.shape), *((gpu.is_usable, len(gpu.mig_instances)) for gpu in node.gpus))
+        if kind not in kinds:
+            kinds[kind] = fingerprint(Topology((node,)))
+        nodes.append(kinds[kind])
+    return f"{whole}-{_hashed([drivers, nodes])}"
+
+
+def _hashed(parts: object) -> str:
+    """A file name can hold it, whatever strings a driver reports."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _age(file: Path) -> float:
+    try:
+        return -file.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _read(file: Path) -> Survey:
+    from probe.store import decode_survey
+
+    if not file.is_file() or file.stat().st_size > _MOST_BYTES:
+        raise SourceError(f"{file} is no survey's file", cure="Delete it.")
+    return decode_survey(file.read_bytes(), where=str(file))
+
+
+def _fuller(file: Path, survey: Survey) -> str | None:
+    """Why the file is the better one, if it is."""
+    try:
+        known = _read(file)
+    except (WireloreError, OSError):
+        return None
+    if known.points <= survey.points or known.lab is not None:
+        return None
+    when = f" of {known.measured_at[:10]}" if known.measured_at else ""
+    return (
+        f"not kept for later: {file} holds a fuller one{when}, {known.points:,} points to {survey.points:,}; "
+        "measure longer, or delete it"
+    )
+
+
+def _write(file: Path, survey: Survey) -> None:
+    from probe.store import encode_survey, write_atomically
+
+    write_atomically(file, encode_survey(survey))
