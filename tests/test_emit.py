@@ -30,10 +30,12 @@ MASTER = "10.0.0.7"
 STUB = f"""#!{sys.executable} -IS
 import json, os, sys, time
 told = {{"argv": sys.argv[1:], "environment": {{k: os.environ[k] for k in {RECORDED!r} if k in os.environ}}}}
-with open(os.path.join(os.environ["RECORDS"], str(os.getpid())), "w") as file:
+whole = os.path.join(os.environ["RECORDS"], str(os.getpid()))
+with open(whole + "-partial", "w") as file:  # renamed when whole: the first neighbour that ends takes this one with it
     json.dump(told, file)
+os.rename(whole + "-partial", whole)
 deadline = time.monotonic() + 15  # a server runs on; this one until all its neighbours have started
-while len(os.listdir(os.environ["RECORDS"])) < int(os.environ.get("SERVERS", 1)) and time.monotonic() < deadline:
+while sum(name.isdigit() for name in os.listdir(os.environ["RECORDS"])) < int(os.environ.get("SERVERS", 1)) and time.monotonic() < deadline:
     time.sleep(0.005)
 if os.environ.get("FAILING_PORT", "none") in sys.argv:
     sys.exit(3)

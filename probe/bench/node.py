@@ -48,6 +48,10 @@ class Board:
         self._thread = ThreadPoolExecutor(1)
         self._poll: Future[bool] | None = None
 
+    def claimed(self, key: str, within_s: float) -> int | None:
+        """How many, with this one, have claimed it by now; None where the store does not answer."""
+        return _result(self._thread.submit(self.store.add, key, 1), within_s)
+
     def write(self, key: str, text: str, within_s: float = _HEAR_S) -> None:
         _result(self._thread.submit(self.store.set, key, text), within_s)
 
@@ -78,7 +82,7 @@ class Board:
 def _result(call: Future[T], within_s: float) -> T | None:
     try:
         return call.result(max(0.0, within_s))
-    except (TooLate, RuntimeError):
+    except (TooLate, RuntimeError, OSError):
         return None
 
 
@@ -216,7 +220,10 @@ def _sight(children: list[Child], vitals: Vitals) -> Sight:
 def _joined(job: Job, board: Board) -> Topology:
     """All nodes' topologies as one. Raises MeasureError naming who is missing."""
     own, nodes = job.rendezvous.node, job.rendezvous.nodes
-    if board.store.add(f"claim/{own}", 1) > 1:
+    claims = board.claimed(f"claim/{own}", job.timeout_s)
+    if claims is None:
+        raise _no_answer(job.rendezvous, job.timeout_s)
+    if claims > 1:
         raise UsageError(f"two nodes say that they are node {own}", cure="Give each its own --node-rank.")
     board.write(f"node/{own}", bytes(job.topology).decode())
     keys = [f"node/{i}" for i in range(nodes)]
@@ -250,21 +257,28 @@ def _listening(meeting: Rendezvous) -> socket.socket | None:
 
 
 def _store(meeting: Rendezvous, listening: socket.socket | None, timeout_s: float) -> dist.Store:
-    try:
-        store = dist.TCPStore(
-            meeting.address,
-            meeting.port,
-            is_master=listening is not None,
-            timeout=timedelta(seconds=timeout_s),
-            wait_for_workers=False,
-            master_listen_fd=listening.detach() if listening else None,
-        )
-    except (RuntimeError, OSError) as error:
-        raise MeasureError(
-            f"node 0 at {meeting.address} port {meeting.port} did not answer within {timeout_s:g} s",
-            cure=f"Start it; `nc -vz {meeting.address} {meeting.port}` from here tells whether a firewall is between.",
-        ) from error
+    call = ThreadPoolExecutor(1).submit(
+        dist.TCPStore,
+        meeting.address,
+        meeting.port,
+        is_master=listening is not None,
+        timeout=timedelta(seconds=timeout_s),
+        wait_for_workers=False,
+        master_listen_fd=listening.detach() if listening else None,
+    )
+    # Its own timeout ends where somebody else listens at this port, and never says a word.
+    store = _result(call, timeout_s + 1)
+    if store is None:
+        raise _no_answer(meeting, timeout_s)
     return dist.PrefixStore(meeting.prefix, store)
+
+
+def _no_answer(meeting: Rendezvous, timeout_s: float) -> MeasureError:
+    where = f"{meeting.address} port {meeting.port}"
+    return MeasureError(
+        f"node 0 at {where} did not answer within {timeout_s:g} s",
+        cure=f"Start it there; `nc -vz {meeting.address} {meeting.port}` from here tells whether a firewall is between.",
+    )
 
 
 def _run(job: Job, reports: socket.socket) -> None:
