@@ -24,8 +24,10 @@ run: setup
 test: setup
 	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not long'
 
-# What starts daemons or takes long: Slurm, Ray.
+# What starts daemons or takes long: Slurm, Ray, links that are cut. What cannot be installed is skipped, aloud.
 test-long: setup
+	-scripts/install-system-packages lab mpi slurm
+	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray]'
 	$(BIN)/pytest -q -m long
 
 check: setup
@@ -41,6 +43,11 @@ bench: setup
 	$(BIN)/python benchmarks/speed.py
 	[ ! -d ../shared/topologies ] || $(BIN)/python benchmarks/speed.py --files ../shared/topologies
 	$(BIN)/python benchmarks/fuzz.py
+	[ ! -d ../shared/truth ] || $(BIN)/python benchmarks/collectives.py --table ../shared/truth/collectives.csv
+	$(BIN)/python benchmarks/measure_cost.py
+	$(BIN)/python benchmarks/fidelity.py
+	$(BIN)/python benchmarks/honesty.py
+	$(BIN)/python benchmarks/gpu_check.py
 
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

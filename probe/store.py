@@ -223,7 +223,8 @@ def write_atomically(path: FilePath, data: bytes) -> None:
             raise
     except OSError as error:
         raise UsageError(
-            f"cannot write {path}: {error.strerror}", cure="Name a file in a folder you can write to."
+            f"cannot write {path}: {error.strerror}",
+            cure="Name a file where you can write and where there is room.",
         ) from error
 
 

@@ -14,7 +14,7 @@ PACKAGES = ("probe", "configgen")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 LINES = 400
 
-RANK_SIDE = {f"probe/bench/{name}.py" for name in ("node", "worker", "device", "collectives", "compute")}
+RANK_SIDE = {f"probe/bench/{name}.py" for name in ("node", "board", "worker", "device", "collectives", "compute")}
 """What runs in the process of a node alone, which is started for it; nothing else imports these."""
 
 DOORS = {

@@ -31,7 +31,7 @@ STUB = f"""#!{sys.executable} -IS
 import json, os, sys, time
 told = {{"argv": sys.argv[1:], "environment": {{k: os.environ[k] for k in {RECORDED!r} if k in os.environ}}}}
 whole = os.path.join(os.environ["RECORDS"], str(os.getpid()))
-with open(whole + "-partial", "w") as file:  # renamed when whole: the first neighbour that ends takes this one with it
+with open(whole + "-partial", "w") as file:  # then renamed: a neighbour that ends takes it along
     json.dump(told, file)
 os.rename(whole + "-partial", whole)
 deadline = time.monotonic() + 15  # a server runs on; this one until all its neighbours have started

@@ -16,7 +16,7 @@ from measure_run import START_S, Points, Run, measuring
 
 TIMEOUT_S = 3
 LATE_S = TIMEOUT_S + 5.0
-ARGUMENTS = ("--timeout", f"{TIMEOUT_S}s", "--budget", "60s", "--largest", "1MiB")
+ARGUMENTS = ("--timeout", f"{TIMEOUT_S}s", "--budget", "30s", "--largest", "1MiB")
 """A budget that no fault lets come to its end."""
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no /proc: NO FAULT is tested")
@@ -97,7 +97,7 @@ def test_what_was_finished_before_an_interrupt_is_not_repeated(tmp_path: Path, n
         nothing_lost(run, before)
         before = run.points()
     with measuring(tmp_path, *ARGUMENTS, "--resume") as run:
-        run.until(lambda: len(run.points()) > len(before) + 3)
+        run.until(lambda: len(run.points()) > len(before))
         nothing_lost(run, before)
         after = run.points()
         assert {point: len(after[point]) for point in before} == {point: len(before[point]) for point in before}
@@ -110,11 +110,7 @@ def test_the_node_process_may_fail_too(tmp_path: Path, number: int) -> None:
         before = some_points(run)
         os.kill(run.until(run.node), number)
         assert run.ended(LATE_S) == 4
-        how = (
-            "is stopped"
-            if number == signal.SIGSTOP
-            else f"was killed by signal {number} ({signal.Signals(number).name})"
-        )
+        how = "is stopped" if number == signal.SIGSTOP else f"was killed by signal {number} "
         assert f"the measuring process of node 0 {how}" in run.err
         nothing_lost(run, before)
 
@@ -218,7 +214,7 @@ def test_a_node_0_that_does_not_answer_is_named(tmp_path: Path, there: Callable[
 def test_a_port_in_use_is_told_at_once(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        with measuring(tmp_path, *as_node(0, port), "--timeout", "60s", source="machine:l4-1") as run:
+        with measuring(tmp_path, *as_node(0, port), "--timeout", f"{START_S}s", source="machine:l4-1") as run:
             assert run.ended(START_S) == 4
             assert f"node 0 cannot listen at 127.0.0.1 port {port}: Address already in use" in run.err
             assert "--port" in run.err

@@ -89,11 +89,14 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """The run cannot go on. `certain` is False for what may be only an echo of somebody else's failure."""
+    """The run cannot go on."""
 
     problem: str
     cure: str
     certain: bool = True
+    """False for what may be only an echo of somebody else's failure."""
+    misused: bool = False
+    """Whether it was asked for in a way that cannot work: exit code 2."""
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):

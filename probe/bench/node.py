@@ -8,19 +8,15 @@ import socket
 import sys
 import time
 import zlib
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as TooLate
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import TypeVar
 
 import msgspec
-import torch.distributed as dist
 
 from probe.bench import channel, worker
 from probe.bench.blame import Sight, explains, verdict
+from probe.bench.board import HEAR_S, TROUBLE, Board, listening_at, no_answer, store_of
 from probe.bench.generations import Generation, generations
-from probe.bench.messages import Done, Failed, Job, Joined, Measured, Progress, Rendezvous
+from probe.bench.messages import Done, Failed, Job, Joined, Measured, Progress
 from probe.bench.roster import Roster
 from probe.bench.vitals import Vitals, is_stopped
 from probe.errors import MeasureError, UsageError, WireloreError, one_line
@@ -29,61 +25,10 @@ from probe.store import decode_survey, encode_topology
 from probe.topology import Topology
 from probe.units import some
 
-T = TypeVar("T")
-
 _TICK_S = 0.1
 _BEAT_S = 0.5
-_HEAR_S = 3.0
-"""How long a node listens to the others when something went wrong, before it calls the cause unknown."""
 _SETTLE_S = 1.0
 """A rank that is killed closes its connections before its end can be seen: the others' errors come first."""
-_TROUBLE = "trouble"
-
-
-class Board:
-    """What the nodes write for each other, on the store of node 0. Every call has a deadline: a link can be cut."""
-
-    def __init__(self, store: dist.Store) -> None:
-        self.store = store
-        self._thread = ThreadPoolExecutor(1)
-        self._poll: Future[bool] | None = None
-
-    def claimed(self, key: str, within_s: float) -> int | None:
-        """How many, with this one, have claimed it by now; None where the store does not answer."""
-        return _result(self._thread.submit(self.store.add, key, 1), within_s)
-
-    def write(self, key: str, text: str, within_s: float = _HEAR_S) -> None:
-        _result(self._thread.submit(self.store.set, key, text), within_s)
-
-    def read(self, keys: list[str], within_s: float) -> dict[str, str]:
-        """Those of the keys that are written within this time."""
-        found: dict[str, str] = {}
-        ends = time.monotonic() + within_s
-        while len(found) < len(keys) and time.monotonic() < ends:
-            for key in [key for key in keys if key not in found]:
-                if _result(self._thread.submit(self.store.check, [key]), ends - time.monotonic()):
-                    text = _result(self._thread.submit(self.store.get, key), ends - time.monotonic())
-                    if text is not None:
-                        found[key] = text.decode()
-            if len(found) < len(keys):
-                time.sleep(_TICK_S / 4)
-        return found
-
-    def is_troubled(self) -> bool:
-        """Whether some node has met trouble, as far as it is known by now: never waits."""
-        if self._poll is None:
-            self._poll = self._thread.submit(self.store.check, [_TROUBLE])
-        if not self._poll.done():
-            return False
-        poll, self._poll = self._poll, None
-        return poll.exception() is None and poll.result()
-
-
-def _result(call: Future[T], within_s: float) -> T | None:
-    try:
-        return call.result(max(0.0, within_s))
-    except (TooLate, RuntimeError, OSError):
-        return None
 
 
 @dataclass
@@ -187,9 +132,9 @@ class NodeProcess:
         channel.send(self.reports, Progress(""))
         sights = {own: sight}
         if nodes > 1:
-            ends_s = time.monotonic() + _HEAR_S
-            self.board.write(f"sight/{number}/{own}", msgspec.json.encode(sight).decode(), _HEAR_S)
-            self.board.write(_TROUBLE, what, ends_s - time.monotonic())
+            ends_s = time.monotonic() + HEAR_S
+            self.board.write(f"sight/{number}/{own}", msgspec.json.encode(sight).decode(), HEAR_S)
+            self.board.write(TROUBLE, what, ends_s - time.monotonic())
             heard = self.board.read([f"sight/{number}/{node}" for node in range(nodes)], ends_s - time.monotonic())
             for key, text in heard.items():
                 sights[int(key.rpartition("/")[2])] = msgspec.json.decode(text, type=Sight)
@@ -222,7 +167,7 @@ def _joined(job: Job, board: Board) -> Topology:
     own, nodes = job.rendezvous.node, job.rendezvous.nodes
     claims = board.claimed(f"claim/{own}", job.timeout_s)
     if claims is None:
-        raise _no_answer(job.rendezvous, job.timeout_s)
+        raise no_answer(job.rendezvous, job.timeout_s)
     if claims > 1:
         raise UsageError(f"two nodes say that they are node {own}", cure="Give each its own --node-rank.")
     board.write(f"node/{own}", bytes(job.topology).decode())
@@ -238,55 +183,12 @@ def _joined(job: Job, board: Board) -> Topology:
     return cluster(parts) if nodes > 1 else parts[0]
 
 
-def _listening(meeting: Rendezvous) -> socket.socket | None:
-    """The port where the nodes meet, bound before anything else so that a port in use is told at once."""
-    if meeting.node != 0 or meeting.hosted:
-        return None
-    try:
-        family = socket.getaddrinfo(meeting.address, meeting.port, type=socket.SOCK_STREAM)[0][0]
-        server = socket.socket(family, socket.SOCK_STREAM)
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        server.bind((meeting.address, meeting.port))
-        server.listen(1024)
-    except OSError as error:
-        raise UsageError(
-            f"node 0 cannot listen at {meeting.address} port {meeting.port}: {error.strerror}",
-            cure="See with `ss -ltnp` who does (another node 0?), or choose another --port, the same on every node.",
-        ) from error
-    return server
-
-
-def _store(meeting: Rendezvous, listening: socket.socket | None, timeout_s: float) -> dist.Store:
-    call = ThreadPoolExecutor(1).submit(
-        dist.TCPStore,
-        meeting.address,
-        meeting.port,
-        is_master=listening is not None,
-        timeout=timedelta(seconds=timeout_s),
-        wait_for_workers=False,
-        master_listen_fd=listening.detach() if listening else None,
-    )
-    # Its own timeout ends where somebody else listens at this port, and never says a word.
-    store = _result(call, timeout_s + 1)
-    if store is None:
-        raise _no_answer(meeting, timeout_s)
-    return dist.PrefixStore(meeting.prefix, store)
-
-
-def _no_answer(meeting: Rendezvous, timeout_s: float) -> MeasureError:
-    where = f"{meeting.address} port {meeting.port}"
-    return MeasureError(
-        f"node 0 at {where} did not answer within {timeout_s:g} s",
-        cure=f"Start it there; `nc -vz {meeting.address} {meeting.port}` from here tells whether a firewall is between.",
-    )
-
-
 def _run(job: Job, reports: socket.socket) -> None:
-    listening = _listening(job.rendezvous)
+    listening = listening_at(job.rendezvous)
     if listening is not None:
         meeting = msgspec.structs.replace(job.rendezvous, port=listening.getsockname()[1])
         job = msgspec.structs.replace(job, rendezvous=meeting)
-    board = Board(_store(job.rendezvous, listening, job.timeout_s))
+    board = Board(store_of(job.rendezvous, listening, job.timeout_s))
     waiting_s = time.monotonic()
     topology = _joined(job, board)
     if job.budget_s is not None and job.rendezvous.nodes > 1:  # to wait for others is not to measure
@@ -312,7 +214,7 @@ def main() -> None:
     try:
         _run(msgspec.json.decode(sys.stdin.buffer.read(), type=Job), reports)
     except WireloreError as error:
-        channel.send(reports, Failed(error.problem, error.cure))
+        channel.send(reports, Failed(error.problem, error.cure, misused=isinstance(error, UsageError)))
     except Exception as error:
         channel.send(reports, Failed(one_line(f"{type(error).__name__}: {error}"), "Run again with --debug."))
         sys.excepthook(*sys.exc_info())

@@ -15,7 +15,7 @@ import msgspec
 from probe.bench.findings import Findings
 from probe.bench.messages import Done, Failed, Job, Joined, Measured, Progress, Rendezvous
 from probe.bench.spawn import messages
-from probe.errors import MeasureError
+from probe.errors import MeasureError, UsageError
 from probe.measurement import HealthSnapshot, Survey
 from probe.store import encode_survey, encode_topology
 from probe.topology import Notice, Origin, Provenance, Topology
@@ -51,8 +51,8 @@ def measure(
 ) -> Survey | None:
     """Runs it; `keep` gets the survey after each finished point, `show` what is measured now, `note` what to know.
 
-    Returns the survey on node 0, None on the others. Raises MeasureError where it could not be finished: what was
-    finished until then has been kept.
+    Returns the survey on node 0, None on the others. Raises MeasureError where it could not be finished (UsageError
+    where the fault is in how it was asked for): what was finished until then has been kept.
     """
     node = order.rendezvous.node
     writes = node == 0
@@ -88,7 +88,7 @@ def measure(
         _after(findings, node, note)
     survey = kept()
     if failed is not None:
-        raise MeasureError(failed.problem, cure=failed.cure)
+        raise (UsageError if failed.misused else MeasureError)(failed.problem, cure=failed.cure)
     return survey if writes else None
 
 

@@ -118,6 +118,11 @@ MACHINES = {
         nics=2,
         nic_kind=PathKind.NODE,
     ),
+    "a100-pcie-8": Machine("8 A100 PCIe without bridges", "a100-pcie-80", 8, _pcie(8), nics=2, nic_gbps=200.0),
+    "h100-pcie-8": Machine("8 H100 PCIe without bridges", "h100-pcie", 8, _pcie(8), nics=2),
+    "h200-nvl-8": Machine("8 H200 NVL without bridges", "h200-nvl", 8, _pcie(8), nics=2),
+    "gh200-1": Machine("one GH200 144 GB", "gh200-144", 1, _pcie(1), sockets=1, nics=1),
+    "dgx-spark-1": Machine("one GB10, a DGX Spark", "gb10", 1, _pcie(1), sockets=1, nics=1, nic_gbps=200.0),
     "dgx1-v100": Machine("8 V100 SXM2 in a hybrid cube mesh", "v100-sxm2-32", 8, _cube_mesh, nics=4, nic_gbps=100.0),
     "3090-bridges-4": Machine(
         "4 RTX 3090, NVLink bridges on 0-2 and 1-3",

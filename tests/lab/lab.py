@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -188,10 +188,10 @@ def sweep() -> None:
     """Removes what runs that were killed have left behind: their names carry the pid of the process that made them."""
     if not _NAMESPACES.is_dir():
         return
-    for name in os.listdir(_NAMESPACES):
-        ours = _OURS.fullmatch(name)
+    for namespace in _NAMESPACES.iterdir():
+        ours = _OURS.fullmatch(namespace.name)
         if ours and not Path("/proc", ours[1]).exists():
-            _delete(name)
+            _delete(namespace.name)
 
 
 def _wait_for_port(process: subprocess.Popen[bytes], port: int) -> None:

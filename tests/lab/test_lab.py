@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import lab as lab_module
 import pytest
 from lab import GBIT, MBIT, Lab, Node, missing, sweep
 
@@ -119,5 +118,5 @@ def test_labs_live_side_by_side() -> None:
 
 
 def test_without_root_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lab_module.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
     assert missing() == "only root makes network namespaces"

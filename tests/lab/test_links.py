@@ -81,19 +81,19 @@ def test_a_link_cut_ends_the_run_in_time_and_keeps_what_was_finished(tmp_path: P
     assert here.code == there.code == 4
     for ended, other in ((here, "node 1"), (there, "node 0")):
         assert other in ended.words or "unknown" in ended.words
-        assert "--resume" in ended.words
+    assert "--resume" in here.words
 
 
 @pytest.mark.long
 def test_a_flap_shorter_than_the_timeout_is_survived(tmp_path: Path) -> None:
     with Lab(2, 200 * MBIT) as lab:
-        options = ("--budget", "40s", "--timeout", "30s", "--largest", "1MiB")
+        options = ("--budget", "30s", "--timeout", "30s", "--largest", "1MiB")
         with Measuring(lab, tmp_path, "machine:l4-1", *options) as run:
             before = run.wait_for_points(4)
             with lab.flap(lab.nodes[1], 5.0):
                 pass
             after = run.wait_for_points(len(before) + 1)
-            assert [ended.code for ended in run.ended(40 + SPARE_S)] == [0, 0], run.words(0) + run.words(1)
+            assert [ended.code for ended in run.ended(30 + SPARE_S)] == [0, 0], run.words(0) + run.words(1)
             assert before < after
 
 
@@ -113,9 +113,8 @@ def test_a_node_that_never_arrives_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_a_node_0_that_is_not_there_is_named_with_its_address(tmp_path: Path) -> None:
-    with Lab(2, None) as lab:
-        with Measuring(lab, tmp_path, "machine:l4-1", "--timeout", "4s", only=(1,)) as run:
-            [ended] = run.ended(4 + SPARE_S + TORCH_S)
-            assert run.nothing_left()
+    with Lab(2, None) as lab, Measuring(lab, tmp_path, "machine:l4-1", "--timeout", "4s", only=(1,)) as run:
+        [ended] = run.ended(4 + SPARE_S + TORCH_S)
+        assert run.nothing_left()
     assert ended.code == 4
     assert f"node 0 at {lab.nodes[0].address}" in ended.words

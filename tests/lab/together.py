@@ -106,7 +106,9 @@ class Measuring:
                 process.wait(max(0.0, ends_s - time.monotonic()))
             except subprocess.TimeoutExpired:
                 raise AssertionError(f"node {i} still runs after {within_s:g} s: {self.words(i)}") from None
-        return [Ended(process.returncode, self.words(i)) for i, process in zip(self.started, self._processes, strict=True)]
+        return [
+            Ended(process.returncode, self.words(i)) for i, process in zip(self.started, self._processes, strict=True)
+        ]
 
     def nothing_left(self, within_s: float = 2.0) -> bool:
         """Whether no process runs in any node; the kernel needs a moment to take down what was killed."""
