@@ -114,9 +114,20 @@ def test_of_groups_that_should_be_equal_the_slowest_counts_and_is_named() -> Non
     survey = Survey(topology, curves)
     (row,) = rows(survey, "all_reduce")
     assert float(row[5].lstrip(">")) == pytest.approx(60, rel=0.03)
-    assert re.search(r"2 groups of all_reduce: GPUs 2,3 reach 59\S* GB/s, GPUs 0,1", text(survey))
+    assert re.search(r"2 groups of all_reduce: GPUs 2,3 reach 59\S* GB/s at 128 MiB, GPUs 0,1", text(survey))
     alike = Survey(topology, (curves[0], replace(curves[0], members=refs(2, 3))))
     assert "groups of" not in text(alike)
+
+
+def test_a_group_with_small_sizes_alone_is_not_compared_at_large_ones() -> None:
+    """The budget may end before the twin's large sizes: small messages are slow everywhere."""
+    topology = machine("hgx-h100")
+    whole = curve(topology, refs(0, 1))
+    short = replace(curve(topology, refs(6, 7)), samples=curve(topology, refs(6, 7)).samples[:3])
+    survey = Survey(topology, (whole, short))
+    (row,) = rows(survey, "all_reduce")
+    assert float(row[5].lstrip(">")) > 40
+    assert "2 groups" not in text(survey)
 
 
 def test_the_matrix_marks_the_slow_direction_of_a_pair_among_equal_paths() -> None:
@@ -126,7 +137,7 @@ def test_the_matrix_marks_the_slow_direction_of_a_pair_among_equal_paths() -> No
     assert [row[0] for row in matrix] == [f"GPU{i}" for i in range(4)]
     assert matrix[3][2].endswith("*"), "from GPU 3 to GPU 1"
     assert sum(cell.endswith("*") for row in matrix for cell in row) == 1
-    assert re.search(r"\* GPU 3 -> GPU 1 \(\w+\): 2\d\S*, equal paths 4\d", told)
+    assert re.search(r"\* GPU 3 -> GPU 1 \(\w+\): 2\d\S* at \d+ MiB, equal paths 4\d", told)
 
 
 def test_a_pair_is_compared_with_equal_paths_alone() -> None:

@@ -11,7 +11,7 @@ from probe.measurement import Survey
 from probe.stability import WIDE
 from probe.statistics import median
 from probe.topology import GpuRef, Topology
-from probe.units import figure
+from probe.units import figure, message_size
 
 _MOST_GPUS = 12
 _MOST_NODES = 4
@@ -20,13 +20,26 @@ _MOST_NAMED = 12
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """One direction of a pair: what it reaches, and the most it may reach by the confidence of its largest size."""
+    """One direction of a pair."""
 
     source: GpuRef
     target: GpuRef
     path: str
+    read: Profile
+
+    @property
+    def cell(self) -> str:
+        return ("" if self.read.plateau_reached else ">") + figure(self.read.plateau_algbw_gbps)
+
+
+@dataclass(frozen=True, slots=True)
+class _Slow:
+    """A way that takes longer than equal ones at the largest size that all of them have."""
+
+    way: _Way
+    size_bytes: int
     gbps: float
-    at_most_gbps: float
+    usual_gbps: float
 
 
 def pair_lines(survey: Survey, profiles: Mapping[int, Profile]) -> Iterator[Line]:
@@ -34,8 +47,8 @@ def pair_lines(survey: Survey, profiles: Mapping[int, Profile]) -> Iterator[Line
     ways = _ways(survey, profiles)
     if len({frozenset((w.source, w.target)) for w in ways}) < 2:
         return
-    usual = _usual(ways)
-    slow = [w for w in ways if _is_slow(w, usual)]
+    slow = _slow(ways)
+    marked = [id(one.way) for one in slow]
     nodes = sorted({w.source.node for w in ways if w.source.node == w.target.node})
     yield from (Line(""), Line("Pairs: GB/s of one direction, from row to column", "title"))
     for node in nodes[:_MOST_NODES]:
@@ -44,15 +57,15 @@ def pair_lines(survey: Survey, profiles: Mapping[int, Profile]) -> Iterator[Line
             yield Line(f"  node {node}: {len(gpus)} GPUs, too many to draw: --format json", "dim")
             continue
         told = {(w.source.gpu, w.target.gpu): w for w in ways if w.source.node == w.target.node == node}
-        cells = {pair: figure(w.gbps) + ("*" if w in slow else "") for pair, w in told.items()}
+        cells = {pair: w.cell + ("*" if id(w) in marked else "") for pair, w in told.items()}
         rows = [[f"GPU{a}", *("X" if a == b else cells.get((a, b), "-") for b in gpus)] for a in gpus]
         corner = f"node {node}" if len(survey.topology.nodes) > 1 else ""
         yield from table([corner, *(f"GPU{b}" for b in gpus)], rows)
-    for w in sorted(slow, key=lambda w: w.gbps / usual[w.path])[:_MOST_NAMED]:
-        names = (_name(ref, survey.topology) for ref in (w.source, w.target))
-        yield Line(
-            f"  * {' -> '.join(names)} ({w.path}): {figure(w.gbps)}, equal paths {figure(usual[w.path])}", "warn"
-        )
+    for one in sorted(slow, key=lambda one: one.gbps / one.usual_gbps)[:_MOST_NAMED]:
+        names = " -> ".join(_name(ref, survey.topology) for ref in (one.way.source, one.way.target))
+        usual = f"equal paths {figure(one.usual_gbps)}"
+        size = message_size(one.size_bytes)
+        yield Line(f"  * {names} ({one.way.path}): {figure(one.gbps)} at {size}, {usual}", "warn")
 
 
 def _ways(survey: Survey, profiles: Mapping[int, Profile]) -> list[_Way]:
@@ -65,24 +78,27 @@ def _ways(survey: Survey, profiles: Mapping[int, Profile]) -> list[_Way]:
         if len(curve.members) != 2:
             continue
         source, target = curve.members if key.direction == "forward" else curve.members[::-1]
-        read = profiles[id(curve)]
-        ends = read.intervals_s[-1] or (read.times_s[-1],) * 2
         path = survey.topology.path(source, target).label
-        at_most = max(read.plateau_algbw_gbps, read.sizes_bytes[-1] / ends[0] / 1e9)
-        found.setdefault((source, target), _Way(source, target, path, read.plateau_algbw_gbps, at_most))
+        found.setdefault((source, target), _Way(source, target, path, profiles[id(curve)]))
     return list(found.values())
 
 
-def _usual(ways: list[_Way]) -> dict[str, float]:
-    paths: dict[str, list[float]] = {}
-    for way in ways:
-        paths.setdefault(way.path, []).append(way.gbps)
-    return {path: median(several) for path, several in paths.items()}
-
-
-def _is_slow(way: _Way, usual: Mapping[str, float]) -> bool:
-    """Slower than the median of equal paths, by more than what no plan notices and beyond its own confidence."""
-    return way.gbps < (1 - WIDE) * usual[way.path] and way.at_most_gbps < usual[way.path]
+def _slow(ways: list[_Way]) -> list[_Slow]:
+    """Slower than the median of equal paths, by more than what a plan notices, and beyond the own confidence."""
+    found = []
+    for path in {way.path for way in ways}:
+        equal = [way for way in ways if way.path == path]
+        common = set.intersection(*(set(way.read.sizes_bytes) for way in equal))
+        if not common:
+            continue
+        size = max(common)
+        usual_s = median([way.read.read(size).time_s for way in equal])
+        for way in equal:
+            at = way.read.read(size)
+            least_s = at.interval_s[0] if at.interval_s else at.time_s
+            if at.time_s > usual_s / (1 - WIDE) and least_s > usual_s:
+                found.append(_Slow(way, size, size / at.time_s / 1e9, size / usual_s / 1e9))
+    return found
 
 
 def _name(ref: GpuRef, topology: Topology) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from configgen.report.lines import gpus_line, islands_line
 from configgen.report.pairs import pair_lines
 from configgen.report.table import Line, table
-from probe.curve import Profile, profile
+from probe.curve import Profile, bus_factor, profile
 from probe.errors import one_line
 from probe.measurement import Curve, CurveKey, Rate, Survey
 from probe.stability import WIDE, instabilities
@@ -43,18 +43,17 @@ def survey_lines(survey: Survey) -> list[Line]:
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """Curves of one key: groups that should be equally fast. `slowest` is what a plan can count on."""
+    """Curves of one key: groups that should be equally fast. `slowest`, of those with the largest size, is what a plan
+    can count on."""
 
     key: CurveKey
     curves: tuple[tuple[Curve, Profile], ...]
 
     @property
     def slowest(self) -> tuple[Curve, Profile]:
-        return min(self.curves, key=lambda one: one[1].plateau_busbw_gbps)
-
-    @property
-    def fastest(self) -> tuple[Curve, Profile]:
-        return max(self.curves, key=lambda one: one[1].plateau_busbw_gbps)
+        largest = max(read.sizes_bytes[-1] for _, read in self.curves)
+        whole = [one for one in self.curves if one[1].sizes_bytes[-1] == largest]
+        return min(whole, key=lambda one: one[1].plateau_busbw_gbps)
 
 
 def _header(survey: Survey) -> Iterator[Line]:
@@ -86,11 +85,7 @@ def _curves(survey: Survey, profiles: dict[int, Profile]) -> Iterator[Line]:
     yield from table(heads, [_row(one) for one in found[:_MOST_ROWS]], texts=3)
     if len(found) > _MOST_ROWS:
         yield Line(f"  and {len(found) - _MOST_ROWS} more: --format json", "dim")
-    shown = [
-        f"{count(len(one.curves), 'group')} of {_what(one.key)}: {_spread(one, survey.topology)}"
-        for one in found
-        if _differ(one)
-    ]
+    shown = [text for one in found if (text := _differing(one, survey.topology)) is not None]
     yield from (line for text in shown[:_MOST_NOTICES] for line in _wrapped(text, "warn"))
     marks = ["x2: two such groups at once", "+-: half the 95 % interval of a median time", "n: times per size"]
     if any(one.key.operation == "p2p" for one in found):
@@ -138,22 +133,23 @@ def _what(key: CurveKey) -> str:
     return " ".join(word for word in (one_line(key.operation, 16), one_line(key.direction or "", 8), *marks) if word)
 
 
-def _differ(one: _Measured) -> bool:
-    """Whether groups that should be equal are not: beyond their confidence, and further than a plan would notice.
-    Pairs are judged in their own matrix."""
-    (_, low), (_, high) = one.slowest, one.fastest
-    slow, fast = low.intervals_s[-1], high.intervals_s[-1]
-    if one.key.operation == "p2p" or slow is None or fast is None:
-        return False
-    sure = low.sizes_bytes[-1] / slow[0] < high.sizes_bytes[-1] / fast[1]
-    return sure and low.plateau_busbw_gbps < high.plateau_busbw_gbps / (1 + WIDE)
-
-
-def _spread(one: _Measured, topology: Topology) -> str:
-    (slow, low), (fast, high) = one.slowest, one.fastest
+def _differing(one: _Measured, topology: Topology) -> str | None:
+    """What to say where groups that should be equal are not: beyond their confidence, and further than a plan would
+    notice, at the largest size that all of them have. Pairs are judged in their own matrix."""
+    common = set.intersection(*(set(read.sizes_bytes) for _, read in one.curves))
+    if one.key.operation == "p2p" or not common or len(one.curves) < 2:
+        return None
+    size = max(common)
+    at_size = sorted(((read.read(size), curve) for curve, read in one.curves), key=lambda found: found[0].time_s)
+    (best, fast), (worst, slow) = at_size[0], at_size[-1]
+    if best.interval_s is None or worst.interval_s is None:
+        return None
+    if worst.interval_s[0] <= best.interval_s[1] or worst.time_s <= best.time_s * (1 + WIDE):
+        return None
+    gbps = [size * bus_factor(one.key.operation, fast.ranks) / read.time_s / 1e9 for read in (worst, best)]
     return (
-        f"{_gpus(slow.members, topology)} reach {figure(low.plateau_busbw_gbps)} GB/s, "
-        f"{_gpus(fast.members, topology)} {figure(high.plateau_busbw_gbps)}"
+        f"{count(len(one.curves), 'group')} of {_what(one.key)}: {_gpus(slow.members, topology)} reach "
+        f"{figure(gbps[0])} GB/s at {message_size(size)}, {_gpus(fast.members, topology)} {figure(gbps[1])}"
     )
 
 
