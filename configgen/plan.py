@@ -80,6 +80,8 @@ class EngineTraits:
     attention_dp: bool = True
     attention_dp_with_stages: bool = True
     """Whether the ranks of one stage may each run attention alone while there are more stages."""
+    prompts_first: bool = False
+    """Whether waiting prompts run alone before decoding goes on (SGLang without --enable-mixed-chunk), not mixed in."""
 
     def __post_init__(self) -> None:
         require(0 < self.memory_utilization <= 1, "memory utilization is a fraction of 1")

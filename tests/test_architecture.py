@@ -44,6 +44,7 @@ PURE = {
     *("configgen.placement", "configgen.judge", "configgen.explain", "configgen.laws", "configgen.launch"),
     "configgen.weights",
     *("configgen.quantization", "configgen.families", "configgen.fields"),
+    *("configgen.cost", "configgen.passes", "configgen.roofline", "configgen.rates", "configgen.wires"),
 }
 IO = {
     "io",

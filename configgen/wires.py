@@ -1,0 +1,237 @@
+"""How long a collective takes on a group of GPUs: read from a survey's curves, else from public figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from configgen.plan import EngineTraits
+from probe.catalog import gpu_figures, pcie_gbps
+from probe.curve import Profile, bus_factor, profile
+from probe.islands import GroupShape, bottleneck, group_shape
+from probe.measurement import Curve, Survey
+from probe.topology import Gpu, GpuRef, Path, PathKind, Provenance
+
+_MIB = 1 << 20
+ENGINE_KERNEL_BYTES = 8 * _MIB
+"""Messages up to here go through an engine's own all-reduce (vLLM, custom_all_reduce.py: max_size 8192 * 1024)."""
+HOPPER_KERNEL_BYTES = {2: 64 * _MIB, 4: 32 * _MIB, 6: _MIB // 2, 8: _MIB // 4}
+BLACKWELL_KERNEL_BYTES = {2: 2 * _MIB, 4: 2 * _MIB, 6: _MIB, 8: _MIB}
+"""The same on compute capability 9.0 and 10.0, by ranks (vLLM, all_reduce_utils.py, CUSTOM_ALL_REDUCE_MAX_SIZES)."""
+
+ENGINE_KERNEL_ALPHA_S = 3.9e-6
+ENGINE_KERNEL_ALPHA_PER_RANK_S = 0.2e-6
+"""Start-up of the engines' own kernel in a CUDA graph: 4.5, 4.8 and 5.4 us on 2, 4 and 8 H200 (a public fit of vLLM's
+kernel), a straight line in the number of ranks within 0.3 us."""
+
+LIBRARY_ALPHA_S = {"NVLINK": (4.7e-6, 1.6e-6), "PCIE": (4.5e-6, 2.6e-6), "NET": (15e-6, 2.6e-6)}
+"""(alpha at no rank, alpha per rank) of NCCL. NVLink: 7.1, 10.6, 17.4 us on 2, 4, 8 H100. PCIe: 8.6, 14, 24 us on
+L40S, 6.8, 13.6, 26.9 us on RTX PRO 6000. Network: 41 us median of small all-reduces on 2 GPUs of two nodes (vidur)."""
+
+FABRIC_EFFICIENCY = 0.8
+"""busbw of a large collective over what the links carry: NCCL counts 20.6 of 26.6 GB/s per NVLink 4 link (graph/
+topo.h, SM90_NVLINK_BW), 24 of 31.5 per PCIe Gen4 x16, 12 of 12.5 per 100 Gbit NIC."""
+
+HOST_SHARING = {PathKind.PIX: 1.0, PathKind.PXB: 1.0, PathKind.PHB: 0.8, PathKind.NODE: 0.6, PathKind.SYS: 0.5}
+"""What a root complex or the link between sockets leaves of PCIe: a group of 8 L40S has 18.8 of 31.5 GB/s on a good
+host, A100 pairs across sockets 23.7 (Vidur; Azure NC96 25)."""
+
+NETWORK_GBPS = 12.5
+"""Of a node whose NICs nobody told: 100 Gbit/s."""
+
+UNKNOWN_LINK_GBPS = 25.0
+"""Per link: NVLink 3 and 4 have 25 of payload."""
+
+BORROWED_UNCERTAINTY = 0.3
+"""Of a curve of another size or number of groups, and beyond its sizes: as much as public figures leave open."""
+
+UNCERTAINTY = {Provenance.MEASURED: 0.05, Provenance.READ: 0.2, Provenance.CATALOG: 0.3, Provenance.ASSUMED: 0.7}
+"""Relative half-width. Catalog: 14-fold apart were two hosts of L40S, 1.3-fold boxes with NVSwitch; see `_doubt`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Seconds of one operation, how far they may be off, and what says so."""
+
+    seconds: float
+    provenance: Provenance
+    uncertainty: float
+    source: str
+
+
+FREE = Reading(0.0, Provenance.READ, 0.0, "one GPU moves nothing")
+
+
+@dataclass(frozen=True)
+class Wires:
+    """A survey's wires, ready to be asked many times."""
+
+    survey: Survey
+    _profiles: dict[int, Profile] = field(default_factory=dict, compare=False)
+    _groups: dict[tuple[object, ...], tuple[Curve | None, str]] = field(default_factory=dict, compare=False)
+    _links: dict[tuple[GpuRef, ...], _Link] = field(default_factory=dict, compare=False)
+    _shapes: dict[tuple[GpuRef, ...], GroupShape] = field(default_factory=dict, compare=False)
+
+    def seconds(
+        self, operation: str, group: Sequence[GpuRef], size_bytes: float, *, at_once: int = 1, graph: bool = False
+    ) -> Reading:
+        """An operation of the whole group at a size (as nccl-tests counts it), `at_once` like groups running."""
+        if len(group) < 2 or size_bytes <= 0:
+            return FREE
+        curve, how = self._curve(operation, self._shape(tuple(group), at_once), graph)
+        if curve is None:
+            return self._from_catalog(operation, tuple(group), size_bytes, at_once)
+        read = self._profile(curve).read(size_bytes)
+        half = UNCERTAINTY[Provenance.MEASURED]
+        if read.interval_s is not None:
+            half = max(half, (read.interval_s[1] - read.interval_s[0]) / 2 / read.time_s)
+        if read.extrapolated or how:
+            half = max(half, BORROWED_UNCERTAINTY)
+        scale = bus_factor(operation, len(group)) / bus_factor(operation, curve.ranks)
+        return Reading(read.time_s * scale, Provenance.MEASURED, half, f"measured {operation}{how}")
+
+    def all_reduce(
+        self, group: Sequence[GpuRef], size_bytes: float, traits: EngineTraits, *, at_once: int = 1
+    ) -> Reading:
+        """The faster of the library and, where the engine runs its own kernel on such a group, that kernel.
+
+        One-shot: each rank reads the whole buffer of every other. Two-shot: reduce-scatter, then all-gather, with
+        another barrier between. The kernels choose by size; so the less of both is taken (vLLM custom_all_reduce.cuh).
+        """
+        library = self.seconds("all_reduce", group, size_bytes, at_once=at_once, graph=size_bytes <= 1 << 20)
+        n = len(group)
+        if n not in traits.custom_all_reduce_sizes or self.survey.lab is not None:
+            return library
+        if size_bytes > _most_bytes(self.survey.topology.gpu(group[0]), n):
+            return library
+        link = self._link(tuple(group))
+        if not (link.path.is_fast or n == 2) or (link.nodes > 1 and not link.path.is_fast):
+            return library
+        curve, _ = self._curve("all_reduce", self._shape(tuple(group), at_once), False)
+        wire_gbps = self._profile(curve).plateau_busbw_gbps if curve is not None else link.gbps * FABRIC_EFFICIENCY
+        alpha_s = ENGINE_KERNEL_ALPHA_S + n * ENGINE_KERNEL_ALPHA_PER_RANK_S
+        byte_s = size_bytes / (wire_gbps * 1e9)
+        one_shot, two_shot = alpha_s + (n - 1) * byte_s, 1.5 * alpha_s + 2 * (n - 1) / n * byte_s
+        own = Reading(
+            min(one_shot, two_shot),
+            Provenance.CATALOG,
+            UNCERTAINTY[Provenance.CATALOG],
+            f"{traits.engine}'s own all-reduce kernel, a public fit of its start-up time",
+        )
+        return min(library, own, key=lambda r: r.seconds)
+
+    def _shape(self, group: tuple[GpuRef, ...], at_once: int) -> GroupShape:
+        if group not in self._shapes:
+            self._shapes[group] = group_shape(self.survey.topology, group)
+        return replace(self._shapes[group], concurrent_groups=at_once)
+
+    def _profile(self, curve: Curve) -> Profile:
+        if id(curve) not in self._profiles:
+            self._profiles[id(curve)] = profile(curve)
+        return self._profiles[id(curve)]
+
+    def _curve(self, operation: str, shape: GroupShape, graph: bool) -> tuple[Curve | None, str]:
+        key = (operation, shape, graph)
+        if key not in self._groups:
+            self._groups[key] = self._nearest(operation, shape, graph)
+        return self._groups[key]
+
+    def _nearest(self, operation: str, shape: GroupShape, graph: bool) -> tuple[Curve | None, str]:
+        """The curve of this very shape, else of the same paths with another number of groups at once, else of a group
+        of another size on the same kinds of path; or none."""
+        kinds = {label for label, _ in shape.paths}
+        known = [
+            curve
+            for curve in self.survey.curves
+            if curve.key.operation == operation
+            and {label for label, _ in curve.key.group.paths} == kinds
+            and curve.key.group.nodes == shape.nodes
+            and curve.key.p2p_enabled is not False
+            and curve.key.direction in (None, "forward", "both")
+        ]
+        if not known:
+            return None, ""
+        pairs = sum(count for _, count in shape.paths)
+
+        def distance(curve: Curve) -> tuple[int, int, bool, bool]:
+            own = curve.key.group
+            other_size = abs(sum(count for _, count in own.paths) - pairs)
+            apart = abs(own.concurrent_groups - shape.concurrent_groups)
+            return other_size, apart, curve.key.graph != graph, curve.key.direction == "both"
+
+        best = min(known, key=distance)
+        other_size, apart, _, _ = distance(best)
+        if other_size:
+            return best, f" of {best.ranks} GPUs, the nearest that was measured"
+        return best, f" with {best.key.group.concurrent_groups} groups at once" if apart else ""
+
+    def _link(self, group: tuple[GpuRef, ...]) -> _Link:
+        if group not in self._links:
+            self._links[group] = _link_of(self.survey, group)
+        return self._links[group]
+
+    def _from_catalog(self, operation: str, group: tuple[GpuRef, ...], size_bytes: float, at_once: int) -> Reading:
+        link, n = self._link(group), len(group)
+        fast = link.path.is_fast
+        base_s, rank_s = LIBRARY_ALPHA_S["NVLINK" if fast else "NET" if link.path.kind is PathKind.NET else "PCIE"]
+        steps = n if operation == "all_reduce" else 2 if operation == "p2p" else max(2, n // 2)
+        gbps = link.gbps * FABRIC_EFFICIENCY / max(1.0, at_once / link.lanes)
+        seconds = base_s + rank_s * steps + bus_factor(operation, n) * size_bytes / (gbps * 1e9)
+        return Reading(seconds, link.provenance, _doubt(link), f"public figures of {link.path.label}: {link.source}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """What a rank of a group can send through, one direction, in 1e9 bytes/s, by its slowest path."""
+
+    path: Path
+    gbps: float
+    nodes: int
+    lanes: float
+    """Like groups that it carries at once without sharing."""
+    provenance: Provenance
+    source: str
+
+
+def _most_bytes(gpu: Gpu, ranks: int) -> int:
+    """The largest message that the engines' own kernel takes."""
+    tables = {(9, 0): HOPPER_KERNEL_BYTES, (10, 0): BLACKWELL_KERNEL_BYTES}
+    return tables.get(gpu.compute_capability or (0, 0), {}).get(ranks, ENGINE_KERNEL_BYTES)
+
+
+def _doubt(link: _Link) -> float:
+    return UNCERTAINTY[Provenance.CATALOG if link.path.is_fast else Provenance.ASSUMED]
+
+
+def _link_of(survey: Survey, group: tuple[GpuRef, ...]) -> _Link:
+    topology = survey.topology
+    slowest = bottleneck(topology.path(a, b) for i, a in enumerate(group) for b in group[i + 1 :])
+    assert slowest is not None
+    nodes = len({ref.node for ref in group})
+    shape = topology.nodes[group[0].node].shape
+    figures = gpu_figures(topology.gpu(group[0]).name)
+    if slowest.is_fast:  # each GPU has its own
+        if figures is not None and figures.nvlinks and figures.nvlink_gbps_per_link:
+            gbps = (slowest.links or figures.nvlinks) * figures.nvlink_gbps_per_link
+            return _Link(slowest, gbps, nodes, math.inf, Provenance.CATALOG, figures.source)
+        gbps = UNKNOWN_LINK_GBPS * (slowest.links or 1)
+        return _Link(slowest, gbps, nodes, math.inf, Provenance.ASSUMED, "links of a kind not known: NVLink 3's rate")
+    if slowest.kind is PathKind.NET:
+        nics = [nic.speed_gbps / 8 for nic in shape.nics if nic.speed_gbps]
+        members = max(sum(ref.node == node for ref in group) for node in {ref.node for ref in group})
+        lanes = max(1.0, len(nics) / members)
+        source = f"{len(nics)} NICs" if nics else "no NIC is known: 100 Gbit/s"
+        told = Provenance.CATALOG if nics else Provenance.ASSUMED
+        return _Link(slowest, sum(nics[:members]) or NETWORK_GBPS, nodes, lanes, told, source)
+    generation = (figures.pcie_generation if figures else None) or 4
+    port = topology.gpu(group[0]).pcie
+    width = (port.width if port else None) or (figures.pcie_width if figures else None) or 16
+    if slowest.kind in (PathKind.PIX, PathKind.PXB):
+        lanes = math.inf
+    else:  # a root complex of each socket, one link between sockets
+        sockets = len({gpu.numa_node for gpu in shape.gpus})
+        lanes = 1.0 if slowest.kind is PathKind.SYS else float(sockets)
+    gbps = pcie_gbps(generation, width) * HOST_SHARING.get(slowest.kind, HOST_SHARING[PathKind.SYS])
+    told = Provenance.CATALOG if figures is not None else Provenance.ASSUMED
+    return _Link(slowest, gbps, nodes, lanes, told, f"PCIe {generation} x{width}")
