@@ -25,7 +25,7 @@ def parse_bytes(text: str) -> int:
         raise UsageError(f"{text!r} is no amount of memory", cure="Write it like 24GiB, 80GB or 24.")
     amount = int(float(match.group(1)) * factor)
     if not 0 < amount < 1 << 50:
-        raise UsageError(f"{text!r} is no possible amount of GPU memory", cure="Write it like 24GiB, 80GB or 24.")
+        raise UsageError(f"{text!r} is too much or nothing", cure="Write it like 24GiB, 80GB or 24 (GiB), 512MiB.")
     return amount
 
 

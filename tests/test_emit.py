@@ -36,7 +36,8 @@ with open(whole + "-partial", "w") as file:  # then renamed: a neighbour that en
 os.rename(whole + "-partial", whole)
 deadline = time.monotonic() + 15  # a server runs on; this one until all its neighbours have started
 # Renamed when it is whole: the first neighbour that ends takes this one with it.
-while sum(name.isdigit() for name in os.listdir(os.environ["RECORDS"])) < int(os.environ.get("SERVERS", 1)) and time.monotonic() < deadline:
+started = lambda: sum(name.isdigit() for name in os.listdir(os.environ["RECORDS"]))
+while started() < int(os.environ.get("SERVERS", 1)) and time.monotonic() < deadline:
     time.sleep(0.005)
 if os.environ.get("FAILING_PORT", "none") in sys.argv:
     sys.exit(3)
