@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +19,9 @@ from probe.topology import Notice, Topology
 _FILES_READ = 16
 """Of one machine and driver: as many library versions as anyone keeps. The newest files are looked at."""
 _MOST_BYTES = 128 << 20
+_FITNESS = {True: 2, None: 1, False: 0}
+"""Of a survey, by whether its NCCL is the installed one."""
+_NCCL_RECORD = re.compile(r"nvidia_nccl_cu[0-9]{1,3}-([0-9]{1,4}\.[0-9]{1,4}\.[0-9]{1,4})[^/]{0,40}\.dist-info")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +33,8 @@ class Recalled:
     measured_on: Topology | None = None
     """... and measured on this one, whose GPUs may be others."""
     file: Path | None = None
+    library: str | None = None
+    """What it was measured with, where that is not known to be what is installed: 'NCCL 2.27.3, here unknown'."""
     notices: tuple[Notice, ...] = ()
 
 
@@ -43,8 +51,12 @@ def recall(topology: Topology) -> Survey | None:
     return search(topology).survey
 
 
-def search(topology: Topology) -> Recalled:
-    """As `recall`, with where it was found. Never raises: what cannot be read is left out with a notice."""
+def search(topology: Topology, *, other_library: bool = False) -> Recalled:
+    """As `recall`, with where it was found. Never raises: what cannot be read is left out with a notice.
+
+    A survey with the NCCL that is installed here comes before newer ones. One with another NCCL counts only if
+    `other_library` says so and there is no better one, with a notice.
+    """
     wires = _wires(topology)
     folder = cache_folder()
     if wires is None or folder is None or not folder.is_dir():
@@ -54,6 +66,7 @@ def search(topology: Topology) -> Recalled:
         files = sorted(folder.glob(f"{wires}-*.json"), key=_age)[:_FILES_READ]
     except OSError:
         return Recalled()
+    installed = installed_nccl() if files else None
     for file in files:
         try:
             survey = _read(file)
@@ -63,11 +76,19 @@ def search(topology: Topology) -> Recalled:
             text = f"{one_line(str(error))} It is left out; `wirelore measure` writes a new one."
             notices.append(Notice("cache-unreadable", text))
         else:
-            found.append((survey.measured_at or "", -_age(file), str(file), survey))
+            fitness = _FITNESS[_same_library(survey, installed)]
+            if fitness or other_library:
+                found.append((fitness, survey.measured_at or "", -_age(file), str(file), survey))
     if not found:
         return Recalled(notices=tuple(notices))
-    *_, name, newest = max(found, key=lambda entry: entry[:3])
-    return Recalled(replace(newest, topology=topology), newest.topology, Path(name), tuple(notices))
+    _, _, _, name, best = max(found, key=lambda entry: entry[:4])
+    library, same = None, _same_library(best, installed)
+    if not same:
+        library = f"{_libraries(best)}, here {installed or 'unknown'}"
+    if same is False:
+        what = f"NCCL {installed} is installed, and the figures of these wires are of {_libraries(best)}"
+        notices.append(Notice("library-differs", f"{what}: they may be others now. `wirelore measure` takes new ones."))
+    return Recalled(replace(best, topology=topology), best.topology, Path(name), library, tuple(notices))
 
 
 def remember(survey: Survey) -> Kept:
@@ -88,7 +109,7 @@ def remember(survey: Survey) -> Kept:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
-        if survey.is_partial and (fuller := _fuller(file, survey)) is not None:
+        if (fuller := _fuller(file, survey)) is not None:
             return Kept(reason=fuller)
         _write(file, survey)
     except (WireloreError, OSError) as error:
@@ -105,6 +126,36 @@ def cache_folder() -> Path | None:
     except RuntimeError:
         return None
     return base / "wirelore" / "surveys"
+
+
+def installed_nccl() -> str | None:
+    """Version of the NCCL that pip put beside this interpreter's torch, None where it put none there or several.
+
+    Read off the name of the folder that records it (packaging.python.org, "Recording installed projects"): to import
+    torch, or even importlib.metadata, takes longer than a plan.
+    """
+    for folder in sys.path:
+        versions = set()
+        with suppress(OSError):
+            versions = {m[1] for entry in Path(folder).iterdir() if (m := _NCCL_RECORD.fullmatch(entry.name))}
+        if versions:
+            return versions.pop() if len(versions) == 1 else None
+    return None
+
+
+def _same_library(survey: Survey, installed: str | None) -> bool | None:
+    """Whether its curves are of the NCCL that is installed, None where that cannot be known."""
+    if not survey.curves:
+        return True  # a GPU's own rates have nothing to do with it
+    told = [(curve.key.backend, curve.key.library_version) for curve in survey.curves]
+    if installed is None or any(backend != "nccl" or version is None for backend, version in told):
+        return None
+    return all(version == installed for _, version in told)
+
+
+def _libraries(survey: Survey) -> str:
+    told = {(curve.key.backend, curve.key.library_version) for curve in survey.curves}
+    return " and ".join(sorted(f"{backend.upper()} {version or 'of unknown version'}" for backend, version in told))
 
 
 def same_gpus(a: Topology, b: Topology) -> bool:
@@ -162,13 +213,18 @@ def _read(file: Path) -> Survey:
     return decode_survey(file.read_bytes(), where=str(file))
 
 
+_FULL_ENOUGH = 0.5
+"""Of the points of an earlier survey: one that came to its end with fewer was asked for less, `--largest 64KiB`."""
+
+
 def _fuller(file: Path, survey: Survey) -> str | None:
     """Why the file is the better one, if it is."""
     try:
         known = _read(file)
     except (WireloreError, OSError):
         return None
-    if known.points <= survey.points or known.lab is not None:
+    much_less = survey.points < (known.points if survey.is_partial else known.points * _FULL_ENOUGH)
+    if known.lab is not None or not much_less:
         return None
     when = f" of {known.measured_at[:10]}" if known.measured_at else ""
     return (

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from probe.measurement import Curve
-from probe.statistics import drift_of, median, median_interval
+from probe.statistics import Drift, drift_of, median, median_interval
 from probe.topology import require
 
 Interval = tuple[float, float]
 
+_OWN_DRIFT = 4
 SMALL_BYTES = 32 << 10
 """Up to here start-up time rules: at 10 GB/s the bytes themselves take 3 us, and no collective starts in less."""
 _SETTLED = 0.03
@@ -146,6 +147,14 @@ class Profile:
         """Whether the last two sizes agree; otherwise the plateau is only what the largest size reached."""
         return len(self._settled) > 1
 
+    @property
+    def is_rising(self) -> bool:
+        """Whether a larger size than the largest would probably show more: it was still faster than the one before."""
+        if self.plateau_reached or len(self.sizes_bytes) < 2:
+            return not self.plateau_reached
+        before, last = (size / t for size, t in list(zip(self.sizes_bytes, self.times_s, strict=True))[-2:])
+        return last > before
+
     @cached_property
     def n_half_bytes(self) -> float:
         """The least size that gets half the plateau's bandwidth (Hockney's n-half): alpha / beta of a straight line.
@@ -218,12 +227,20 @@ def _line(points: Sequence[tuple[int, float]]) -> tuple[float, Piece]:
     return squares, Piece(alpha * time_unit, beta * time_unit / size_unit, size_unit)
 
 
-def profile(curve: Curve) -> Profile:
-    """The curve with its intervals: drift between rounds is learnt from all sizes, since they were visited together."""
-    drift = drift_of([sample.rounds_s for sample in curve.samples])
+def profile(curve: Curve, drift: Drift | None = None) -> Profile:
+    """The curve with its intervals. Drift between rounds is learnt from all its sizes, visited together as they were;
+    where fewer than four show any, `drift` counts: what the whole run showed."""
+    own = drift_of([sample.rounds_s for sample in curve.samples])
+    known = own if own is not None and own.freedoms >= _OWN_DRIFT else drift or own
     return Profile(
         tuple(sample.size_bytes for sample in curve.samples),
         tuple(sample.p50_s for sample in curve.samples),
-        tuple(median_interval(sample.rounds_s, drift) for sample in curve.samples),
+        tuple(median_interval(sample.rounds_s, known) for sample in curve.samples),
         bus_factor(curve.key.operation, curve.ranks),
     )
+
+
+def profiles(curves: Sequence[Curve]) -> dict[int, Profile]:
+    """Those of one survey, by the id of their curve: a size seen once drifts as what was seen twice beside it."""
+    drift = drift_of([sample.rounds_s for curve in curves for sample in curve.samples])
+    return {id(curve): profile(curve, drift) for curve in curves}

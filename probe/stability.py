@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from probe.curve import profile
+from probe.curve import Profile, profile
 from probe.measurement import Curve, Sample
 from probe.statistics import far_out, median, rounds_disagree, two_levels
 
@@ -23,19 +23,22 @@ class Instability:
     sizes_bytes: tuple[int, ...]
     seen: str
     cure: str
+    worst: float
+    """How much of it, at the worst size: what `seen` says in words."""
 
 
-def instabilities(curve: Curve) -> tuple[Instability, ...]:
-    """What is unstable in a curve, each kind once with the sizes that it holds for, the gravest first."""
-    intervals = profile(curve).intervals_s
+def instabilities(curve: Curve, read: Profile | None = None) -> tuple[Instability, ...]:
+    """What is unstable in a curve, each kind once with the sizes that it holds for, the gravest first. `read` is its
+    profile beside the other curves of its survey."""
+    intervals = (read or profile(curve)).intervals_s
     found: dict[str, list[tuple[int, float]]] = {code: [] for code in _SAID}
     for sample, ends in zip(curve.samples, intervals, strict=True):
         for code, how_much in _unstable(sample, ends):
             found[code].append((sample.size_bytes, how_much))
     return tuple(
-        Instability(code, tuple(size for size, _ in where), said.format(max(much for _, much in where)), cure)
+        Instability(code, tuple(size for size, _ in where), said.format(worst), cure, worst)
         for code, (said, cure) in _SAID.items()
-        if (where := found[code])
+        if (where := found[code]) and (worst := max(much for _, much in where)) is not None
     )
 
 

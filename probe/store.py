@@ -207,8 +207,15 @@ def to_json(document: object) -> bytes:
 
 
 def write_atomically(path: FilePath, data: bytes) -> None:
-    """Writes beside the target and renames: a reader sees the old file or the whole new one. Raises UsageError."""
+    """Writes beside the target and renames: a reader sees the old file or the whole new one. Raises UsageError.
+
+    A link stays one, its target is written; a device or pipe is written to as it is, never replaced.
+    """
     try:
+        path = path.resolve()
+        if path.exists() and not path.is_file() and not path.is_dir():
+            path.write_bytes(data)
+            return
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
         try:
             with os.fdopen(handle, "wb") as stream:

@@ -14,18 +14,23 @@ _UNIT_BYTES = {
     "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
     "kib": 1 << 10, "mib": 1 << 20, "gib": GIB, "tib": 1 << 40, "k": 1 << 10, "m": 1 << 20, "g": GIB, "t": 1 << 40,
 }  # fmt: skip
+_MOST_BARE_GIB = 10_000
+"""More than any GPU or host has: whoever writes more without a unit means bytes or MiB."""
 _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 
 
 def parse_bytes(text: str) -> int:
     """'24GiB' -> bytes. GB = 1e9, GiB = 2**30; a bare number is GiB, as vendors print it. Raises UsageError."""
-    match = _QUANTITY.fullmatch(text[:64])
+    match = _QUANTITY.fullmatch(text) if len(text) <= 64 else None
     factor = _UNIT_BYTES.get(match.group(2).lower()) if match else None
     if match is None or factor is None:
         raise UsageError(f"{text!r} is no amount of memory", cure="Write it like 24GiB, 80GB or 24.")
-    amount = int(float(match.group(1)) * factor)
+    number, unit = match.groups()
+    amount = int(float(number) * factor)
+    if not unit and amount > _MOST_BARE_GIB * GIB:
+        raise UsageError(f"{text!r} has no unit and would be GiB", cure=f"Name the unit: {number}B or {number}MiB.")
     if not 0 < amount < 1 << 50:
-        raise UsageError(f"{text!r} is too much or nothing", cure="Write it like 24GiB, 80GB or 24 (GiB), 512MiB.")
+        raise UsageError(f"{text!r} is no possible amount", cure="Write it like 24GiB, 80GB or 24 (GiB), 512MiB.")
     return amount
 
 

@@ -39,7 +39,7 @@ PURE = {
     *("probe.topology", "probe.islands", "probe.measurement", "probe.catalog", "probe.errors", "probe.units"),
     *("probe.statistics", "probe.curve", "probe.stability"),
     *("probe.rails", "probe.bench.candidates", "probe.bench.schedule"),
-    *("probe.bench.seen", "probe.bench.conductor", "probe.bench.rehearsal"),
+    *("probe.bench.seen", "probe.bench.conductor", "probe.bench.rehearsal", "probe.bench.generations"),
     *("configgen.plan", "configgen.search", "configgen.decide", "configgen.memory", "configgen.model"),
     *("configgen.placement", "configgen.judge", "configgen.explain", "configgen.laws", "configgen.launch"),
     "configgen.weights",

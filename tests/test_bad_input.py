@@ -158,6 +158,7 @@ def test_a_matrix_that_ends_early_leaves_paths_unknown_and_says_so(damage: Path)
         (["--from", "-", "--from", "-"], "can be read once"),
         (["--gpu-memory", "nonsense", *NEAR_H100], "no amount of memory"),
         (["--gpu-memory", "0", *NEAR_H100], "no possible amount"),
+        (["--gpu-memory", "24576", *NEAR_H100], "no unit and would be GiB. Name the unit: 24576B or 24576MiB"),
         (["--gpu-memory", "9" * 80 + "TiB", *NEAR_H100], "amount"),
         (["--gpu-memory", "24GiB,24GiB", *NEAR_H100], "2 amounts for 1 GPU"),
         (["--gpu-memory", ",", *NEAR_H100], "no amount of memory"),

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +27,12 @@ SIZES = (1, 4, 1000, 4096, 100_004)
 """Bytes: less than an element, an element, and what neither two nor three ranks divide."""
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
 DIRECTIONS = ("forward", "backward", "both")
-DAMAGES = ("last element", "nothing arrives", "not a number", "a rank is lost", "parts swapped")
+DAMAGES = ("last element", "nothing arrives", "not a number", "parts swapped", "a little late")
+SUMS = ("all_reduce", "reduce_scatter")
+DAMAGED_SUMS = ("a rank is lost", "one lost, another twice")
 DAMAGED_BYTES = 100_004
+LARGE_BYTES = 20 << 20
+"""Several chunks, each of them small beside the message."""
 
 Case = tuple[str, tuple[int, ...], int, "str | None", "str | None"]
 """Operation, team, bytes, direction, damage."""
@@ -39,20 +44,27 @@ def told_cases() -> Iterator[Case]:
     for team, size, direction in product((TEAMS[0], TEAMS[2]), SIZES, DIRECTIONS):
         yield "p2p", team, size, direction, None
     for operation, team, damage in product(COLLECTIVES, TEAMS, DAMAGES):
-        if (damage != "parts swapped" or operation in ("all_gather", "all_to_all")) and (
-            damage != "a rank is lost" or operation in ("all_reduce", "reduce_scatter")
-        ):
-            yield operation, team, DAMAGED_BYTES, None, damage
-    for direction, damage in product(("backward", "both"), DAMAGES[:2]):
+        yield operation, team, DAMAGED_BYTES, None, damage
+    for operation, team, damage in product(SUMS, TEAMS, DAMAGED_SUMS):
+        yield operation, team, DAMAGED_BYTES, None, damage
+    for direction, damage in product(("backward", "both"), ("last element", "nothing arrives", "a little late")):
         yield "p2p", TEAMS[0], DAMAGED_BYTES, direction, damage
+    yield "p2p", TEAMS[0], 1, "backward", "nothing arrives"
+    for operation in ("p2p", "all_reduce"):  # damaged far behind the first chunk
+        yield operation, TEAMS[0], LARGE_BYTES, "both" if operation == "p2p" else None, "last element"
 
 
 CASES = tuple(told_cases())
 
 
-def hurt(case: Case) -> int:
-    """The rank where it goes wrong: the last, whose share of a sum is lost, or rank 0, which is in every team."""
-    return max(case[1]) if case[4] == "a rank is lost" else 0
+def hurt(case: Case) -> dict[int, str]:
+    """What goes wrong at which rank: the last, whose share of a sum is lost, or rank 0, which is in every team."""
+    damage = case[4]
+    if damage is None:
+        return {}
+    if damage == "one lost, another twice":
+        return {max(case[1]): "a rank is lost", 0: "a rank twice"}
+    return {max(case[1]) if damage == "a rank is lost" else 0: damage}
 
 
 def name(case: Case) -> str:
@@ -83,8 +95,32 @@ def test_right_data_are_accepted_whether_or_not_the_ranks_divide_them(
 
 @pytest.mark.parametrize("case", [case for case in CASES if case[4] is not None], ids=name)
 def test_wrong_data_are_seen_by_the_ranks_that_hold_them(verdicts: dict[str, dict[str, bool]], case: Case) -> None:
-    wrong = case[1] if case[4] == "a rank is lost" else (hurt(case),)
+    wrong = case[1] if case[4] in DAMAGED_SUMS else hurt(case)
     assert verdicts[name(case)] == {str(rank): rank not in wrong for rank in case[1]}
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8, 72, 128, 129, 200, 251, 1000, 4096])
+def test_sums_are_exact_in_bfloat16_and_no_rank_stands_for_another(ranks: int) -> None:
+    torch = pytest.importorskip("torch", reason="no torch here: NO COLLECTIVE is tested")
+    from probe.bench.collectives import pattern
+
+    shares = [pattern(source, 5, summed=ranks) for source in range(ranks)]
+    sums = torch.zeros(len(shares[0]), dtype=torch.bfloat16)
+    for share in shares:
+        sums += share
+    assert sums.tolist() == torch.stack(shares).sum(0).tolist()
+    assert len({tuple(share.tolist()) for share in shares}) == min(ranks, len(shares[0]))
+    if ranks <= 128:
+        assert min(int(share.min()) for share in shares) > 0, "a lost one shows in a message of one element"
+    if ranks % len(shares[0]):
+        assert len(set(sums.tolist())) > 1, "parts in wrong places show"
+
+
+@pytest.mark.parametrize("operation", [*COLLECTIVES, "p2p"])
+def test_no_operation_takes_more_memory_than_preflight_asks_for(
+    verdicts: dict[str, dict[str, bool]], operation: str
+) -> None:
+    assert verdicts[f"memory of {operation}"] == dict.fromkeys("012" if operation != "p2p" else "01", True)
 
 
 # ---- the ranks -----------------------------------------------------------------------------------------------------
@@ -114,7 +150,7 @@ def main(store: str) -> None:
     for rank, file in enumerate(found):
         file.seek(0)
         for case, right in json.load(file).items():
-            verdicts[case][str(rank)] = right
+            verdicts.setdefault(case, {})[str(rank)] = right
     print(json.dumps(verdicts))  # noqa: T201
 
 
@@ -131,14 +167,56 @@ def one_rank(rank: int, path: str) -> dict[str, bool]:
     }
     found = {}
     for case in CASES:
-        operation, ranks, size, direction, damage = case
+        operation, ranks, size, direction, _ = case
         team = teams[ranks]
         if team is not None:
             ready = collectives.exchange(operation, team, CpuDevice(), size, torch.float32, direction)
-            with damaged(damage if rank == hurt(case) else None, team.size):
+            with damaged(hurt(case).get(rank), team.size):
                 found[name(case)] = ready.is_right()
+    for operation in (*COLLECTIVES, "p2p"):
+        team = teams[TEAMS[0] if operation == "p2p" else TEAMS[1]]
+        if team is not None:
+            found[f"memory of {operation}"] = is_frugal(operation, team)
     dist.destroy_process_group()
     return found
+
+
+def is_frugal(operation: str, team: Any) -> bool:
+    """Whether the buffers are within preflight's count, and no check makes another one of the message's size."""
+    import torch
+
+    from probe.bench import collectives
+    from probe.bench.device import CpuDevice
+    from probe.bench.preflight import BUFFERS_PER_RANK
+
+    with made() as buffers:
+        ready = collectives.exchange(operation, team, CpuDevice(), LARGE_BYTES, torch.float32, "both")
+    with made() as temporary:
+        assert ready.is_right()
+    spare = 1 << 20
+    return sum(buffers) < BUFFERS_PER_RANK * LARGE_BYTES + spare and max(temporary) < LARGE_BYTES // 8
+
+
+@contextmanager
+def made() -> Iterator[list[int]]:
+    """The bytes of every tensor that is made, not of views."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    sizes: list[int] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            known = {storage.data_ptr() for storage in storages((args, kwargs))}
+            made = call(*args, **(kwargs or {}))
+            sizes.extend(storage.nbytes() for storage in storages(made) if storage.data_ptr() not in known)
+            return made
+
+    def storages(values: Any) -> list[Any]:
+        return [one.untyped_storage() for one in tree_leaves(values) if hasattr(one, "untyped_storage")]
+
+    with Watch():  # type: ignore[no-untyped-call]
+        yield sizes
 
 
 class damaged:
@@ -172,6 +250,8 @@ class damaged:
             before = tensors[output].clone()
             if self.damage == "a rank is lost":
                 tensors[source].zero_()
+            if self.damage == "a rank twice":
+                tensors[source].mul_(2)
             real(*tensors, **options)
             self.spoil(tensors[output], before)
 
@@ -199,6 +279,8 @@ class damaged:
             values[len(values) // 2] = float("nan")
         elif self.damage == "parts swapped":
             values.copy_(values.roll(len(values) // self.ranks))
+        elif self.damage == "a little late":
+            values.copy_(values.roll(1))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +28,26 @@ PARTLY = (Notice("partly-measured", "time ran out"),)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "wirelore" / "surveys"
+
+
+@pytest.fixture(autouse=True)
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Records what pip installed, in front of what it really did: 2.27.3 for a start."""
+    packages = tmp_path / "site-packages"
+
+    def install(*names: str) -> None:
+        shutil.rmtree(packages, ignore_errors=True)
+        for name in names:
+            (packages / f"{name}.dist-info").mkdir(parents=True)
+
+    install("nvidia_nccl_cu12-2.27.3")
+    monkeypatch.setattr(sys, "path", [str(packages), *sys.path])
+    monkeypatch.setenv("PYTHONPATH", str(packages))
+    return install
+
+
+UNKNOWN = ("nvidia_nccl_cu12-2.27.3", "nvidia_nccl_cu13-2.28.9")
+"""Which of the two torch takes, nobody knows without asking it."""
 
 
 def real(name: str = "3090-bridges-4", driver: str | None = "580.65.06", host: str = "a") -> Topology:
@@ -132,12 +155,57 @@ def test_equal_nodes_in_another_order_are_other_wires() -> None:
     assert recall(real("1x3090-4+1x3090-bridges-4")) is None
 
 
-def test_of_several_library_versions_the_newest_measurement_counts() -> None:
-    remember(measured(real(), at="2026-11-20T10:00:00+00:00", library="2.28.0"))
-    remember(measured(real(), at="2026-11-19T10:00:00+00:00", library="2.27.3"))
-    found = recall(real())
-    assert found is not None
-    assert found.measured_at == "2026-11-20T10:00:00+00:00"
+def two_measurements() -> None:
+    """Of two versions of NCCL, the newer one first."""
+    remember(measured(real(), at="2026-11-19T10:00:00+00:00", library="2.28.9"))
+    remember(measured(real(), at="2026-11-20T10:00:00+00:00", library="2.27.3"))
+
+
+@pytest.mark.parametrize(
+    ("record", "day", "library"),
+    [
+        (("nvidia_nccl_cu12-2.27.3",), "20", None),
+        (("nvidia_nccl_cu13-2.28.9",), "19", None),
+        (("nvidia_nccl_cu12-2.27.3", "nvidia_nccl_cu13-2.27.3.post1"), "20", None),
+        (UNKNOWN, "20", "NCCL 2.27.3, here unknown"),
+    ],
+)
+def test_what_was_measured_with_the_installed_library_counts_before_what_is_newer(
+    installed: Callable[..., None], record: tuple[str, ...], day: str, library: str | None
+) -> None:
+    two_measurements()
+    installed(*record)
+    for found in (search(real()), search(real(), other_library=True)):
+        assert found.survey is not None and found.notices == ()
+        assert found.survey.measured_at == f"2026-11-{day}T10:00:00+00:00"
+        assert found.library == library
+
+
+def test_after_an_upgrade_old_figures_are_used_only_where_that_is_asked_for_and_aloud(
+    installed: Callable[..., None],
+) -> None:
+    two_measurements()
+    installed("nvidia_nccl_cu12-2.29.1")
+    assert recall(real()) is None
+    found = search(real(), other_library=True)
+    assert found.survey is not None and found.survey.measured_at == "2026-11-20T10:00:00+00:00"
+    assert found.library == "NCCL 2.27.3, here 2.29.1"
+    assert [n.code for n in found.notices] == ["library-differs"]
+    assert "NCCL 2.29.1 is installed" in found.notices[0].message and "NCCL 2.27.3" in found.notices[0].message
+
+
+def test_a_version_that_is_not_recorded_is_called_unknown() -> None:
+    remember(measured(real(), library=None))
+    found = search(real())
+    assert found.survey is not None
+    assert found.library == "NCCL of unknown version, here 2.27.3"
+
+
+def test_a_whole_survey_of_a_few_sizes_does_not_displace_a_rich_one() -> None:
+    """`measure --fresh --largest 64KiB` comes to its end, too."""
+    assert remember(measured(real(), sizes=8, at="2026-11-20")).file
+    assert "fuller" in (remember(measured(real(), sizes=3, at="2026-11-21")).reason or "")
+    assert remember(measured(real(), sizes=7, at="2026-11-22")).file, "a newer one of about the same size"
 
 
 def test_a_partial_survey_is_kept_but_never_in_the_place_of_a_fuller_one() -> None:
@@ -163,8 +231,9 @@ def test_rates_alone_are_kept_too() -> None:
     topology = real("h100-1")
     rates = (Rate("hbm_read", GpuRef(0, 0), 3300.0, "GB/s"),)
     assert remember(Survey(topology, rates=rates)).file
-    found = recall(topology)
-    assert found is not None and found.rates == rates
+    found = search(topology)
+    assert found.survey is not None and found.survey.rates == rates
+    assert found.library is None, "NCCL has no part in them"
 
 
 @settings(derandomize=True, deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -174,7 +243,7 @@ def test_no_driver_or_library_can_name_a_file_elsewhere(home: Path, driver: str,
     if kept.file is not None:
         assert kept.file.parent == home
         assert kept.file.name.replace("-", "").removesuffix(".json").isalnum()
-        assert recall(real(driver=driver)) is not None
+        assert search(real(driver=driver), other_library=True).survey is not None
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"\0" * 100, b'{"schema_version": 99}', b"[]"])
@@ -218,7 +287,7 @@ def test_a_relative_cache_home_is_ignored(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_plan_says_where_its_measurement_comes_from(tmp_path: Path) -> None:
     kept = remember(measured(real(host="a")))
-    environ = {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]}
+    environ = {name: os.environ[name] for name in ("XDG_CACHE_HOME", "PYTHONPATH")}
     for host, where in (("a", "on this machine"), ("b", "on an equal machine, a0")):
         (tmp_path / "machine.json").write_bytes(encode_survey(Survey(real(host=host))))
         plan = ("plan", "llama-3.1-8b", "--from", tmp_path / "machine.json")
@@ -231,10 +300,28 @@ def test_plan_says_where_its_measurement_comes_from(tmp_path: Path) -> None:
         assert f"note: measured 2026-11-20 {where}" in flags.err
 
 
+@pytest.mark.parametrize(
+    ("record", "here", "noted"),
+    [(("nvidia_nccl_cu12-2.28.9",), "2.28.9", True), (UNKNOWN, "unknown", False)],
+)
+def test_plan_says_that_the_library_is_another_or_unknown(
+    tmp_path: Path, installed: Callable[..., None], record: tuple[str, ...], here: str, noted: bool
+) -> None:
+    kept = remember(measured(real()))
+    installed(*record)
+    (tmp_path / "machine.json").write_bytes(encode_survey(Survey(real())))
+    environ = {name: os.environ[name] for name in ("XDG_CACHE_HOME", "PYTHONPATH")}
+    plan = ("plan", "llama-3.1-8b", "--from", tmp_path / "machine.json")
+    ended = wirelore(*plan, environ=environ)
+    said = f"measured 2026-11-20 on this machine (cache {kept.file}, NCCL 2.27.3, here {here})"
+    assert said.replace(" ", "") in "".join(ended.data().split())
+    assert ("note: NCCL 2.28.9 is installed" in ended.err) is noted
+
+
 def test_a_survey_given_brings_its_own_figures(tmp_path: Path) -> None:
     remember(measured(real()))
     (tmp_path / "s.json").write_bytes(encode_survey(measured(real(), at="2026-11-01T00:00:00+00:00")))
-    environ = {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]}
+    environ = {name: os.environ[name] for name in ("XDG_CACHE_HOME", "PYTHONPATH")}
     told = wirelore("plan", "llama-3.1-8b", "--from", "s.json", cwd=tmp_path, environ=environ).data()
     assert "2026-11-01 (s.json)" in told
     assert "2026-11-20" not in told
@@ -254,7 +341,7 @@ def test_an_unreadable_cache_is_a_note_and_the_plan_stands(tmp_path: Path) -> No
     assert kept.file is not None
     kept.file.write_bytes(b"{")
     (tmp_path / "machine.json").write_bytes(encode_survey(Survey(real())))
-    environ = {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]}
+    environ = {name: os.environ[name] for name in ("XDG_CACHE_HOME", "PYTHONPATH")}
     ended = wirelore("plan", "llama-3.1-8b", "--from", "machine.json", cwd=tmp_path, environ=environ)
     assert "plan" in ended.data()
     assert ended.err.startswith("wirelore: note: ")

@@ -94,6 +94,32 @@ def test_a_survey_of_another_machine_is_not_resumed() -> None:
         later.add(joined(machine("hgx-h100")))
 
 
+def test_rates_alone_of_another_machine_or_driver_are_not_adopted() -> None:
+    findings = empty()
+    findings.add(Measured(rates=(Rate("hbm_read", MEMBERS[0], 3.0, "GB/s"),)))
+    newer = replace(PAIR, nodes=tuple(replace(node, driver_version="999.1") for node in PAIR.nodes))
+    for other in (machine("h100-1"), newer):
+        with pytest.raises(UsageError, match="another machine or driver"):
+            empty(resumed=findings.survey).add(joined(other))
+
+
+@pytest.mark.parametrize(("before", "now"), [("CPU ranks", None), (None, "CPU ranks")])
+def test_lab_figures_and_real_ones_never_share_a_survey(before: str | None, now: str | None) -> None:
+    resumed = replace(empty().survey, lab=before)
+    with pytest.raises(UsageError, match="never share a survey"):
+        Findings(PAIR, lab=now, origin=ORIGIN, resumed=resumed)
+
+
+def test_a_run_that_finds_nothing_leaves_no_trace_in_what_it_resumes() -> None:
+    findings = empty()
+    findings.add(point(1024, 0.1))
+    later = empty(resumed=findings.survey)
+    later.add(joined(PAIR))
+    assert not later.has_news and later.survey.origins == findings.survey.origins
+    later.add(point(1024, 0.2))
+    assert later.has_news
+
+
 def test_names_of_the_machine_may_change_between_two_runs() -> None:
     findings = empty()
     findings.add(point(1024, 0.1))

@@ -189,3 +189,28 @@ def test_wires_that_were_measured_are_measured_again_only_when_asked(
     assert "--fresh" in known.err
     again = measure("--fresh", **environ)
     assert again.code == 4 and "PyTorch" in again.err
+
+
+def test_a_budget_that_ends_before_the_first_point_says_so_and_writes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "survey.json"
+    ended = measure(*LAB, "--budget", "100ms", "-o", str(file))
+    assert ended.code == 4
+    assert "before the first point" in ended.err and "--budget" in ended.err and "wrote" not in ended.err
+    assert not file.exists()
+
+
+def test_a_folder_that_is_not_there_is_told_before_anything_runs(tmp_path: Path) -> None:
+    began_s = time.monotonic()
+    ended = measure(*LAB, "-o", str(tmp_path / "no" / "survey.json"))
+    assert ended.code == 2 and "there is no folder" in one_line(ended)
+    assert time.monotonic() - began_s < NOISE_S
+
+
+def test_lab_figures_are_not_resumed_as_another_machine(tmp_path: Path) -> None:
+    file = tmp_path / "survey.json"
+    first = measure("--from", "machine:l4-1", "--backend", "gloo", "--budget", "4s", "-o", str(file))
+    assert first.code == 0
+    before = file.read_bytes()
+    ended = measure("--from", "machine:h100-1", "--backend", "gloo", "--budget", "4s", "--resume", "-o", str(file))
+    assert ended.code == 2 and "another machine" in ended.err
+    assert file.read_bytes() == before

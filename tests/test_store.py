@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
+from pathlib import Path as FilePath
 from typing import Any
 
 import pytest
@@ -355,3 +358,24 @@ def test_schemas_resolve_and_name_the_keys(schema: Any, wanted: set[str]) -> Non
     assert wanted <= set(top["properties"])
     assert "schema_version" in top["required"]
     json.dumps(told)
+
+
+def test_a_link_stays_a_link_and_its_target_is_written(tmp_path: FilePath) -> None:
+    target, link = tmp_path / "target.json", tmp_path / "link.json"
+    target.write_text("old")
+    link.symlink_to(target)
+    store.write_atomically(link, b"new")
+    assert link.is_symlink() and target.read_text() == "new"
+
+
+def test_a_pipe_is_written_to_never_replaced(tmp_path: FilePath) -> None:
+    """As root, `-o /dev/stdout` would otherwise put a file where the device was."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        store.write_atomically(pipe, b"news")
+        assert os.read(reader, 10) == b"news"
+    finally:
+        os.close(reader)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)

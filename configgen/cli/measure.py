@@ -22,6 +22,8 @@ from probe.units import parse_bytes, parse_seconds
 
 Value = TypeVar("Value")
 
+_RAY_START_S = 60.0
+"""For an actor, an interpreter and torch on a node that has none of them warm."""
 _LAB = "--from describes a machine that is not this one, so only CPU ranks can stand in for its GPUs"
 
 
@@ -127,6 +129,8 @@ def _measure(wanted: _Wanted) -> None:
         click.echo(f"wirelore: {aside}", err=True)
         return
     if wanted.ray:
+        if wanted.dry_run or wanted.resume:
+            raise UsageError("--ray measures anew, without --dry-run and --resume", cure="Leave them out.")
         _on_ray(wanted)
         return
     topology, backend, lab = _machine(wanted)
@@ -145,8 +149,10 @@ def _measure(wanted: _Wanted) -> None:
     if meeting.nodes > 1 and len(topology.nodes) > 1:
         what = f"{meeting.nodes} nodes measure together, and --from describes {len(topology.nodes)} for this one alone"
         raise UsageError(what, cure="Describe one node per command.")
-    known = None if lab or wanted.fresh or resumed or meeting.nodes > 1 else _known(topology)
+    asks_more = wanted.fresh or wanted.every_pair or wanted.model or wanted.largest
+    known = None if lab or asks_more or resumed or meeting.nodes > 1 else _known(topology)
     if known is not None:
+        _Kept(wanted.output)(known)
         _show(known, wanted)
         return
     _run(wanted, topology, backend, lab, meeting, resumed)
@@ -169,7 +175,10 @@ def _on_ray(wanted: _Wanted) -> None:
     from probe.store import decode_survey
 
     program = ["-c", "from configgen.cli import main; main()", "measure", *_arguments(wanted)]
-    endings = measure_on_ray(program, nodes=wanted.nnodes, port=wanted.port, timeout_s=wanted.timeout)
+    longest_s = None if wanted.budget is None else wanted.budget + 2 * wanted.timeout + _RAY_START_S
+    endings = measure_on_ray(
+        program, nodes=wanted.nnodes, port=wanted.port, timeout_s=wanted.timeout, longest_s=longest_s
+    )
     first = endings[0]
     if first.survey is not None:
         kept = _Kept(wanted.output)
@@ -223,14 +232,14 @@ def _machine(wanted: _Wanted) -> tuple[Topology, str, str | None]:
 
 def _rehearsed(wanted: _Wanted, topology: Topology, backend: str) -> None:
     from configgen.report.rehearsal import rehearsal_lines
-    from probe.bench.conductor import Conductor
-    from probe.bench.rehearsal import estimate_s, rehearse
-    from probe.bench.schedule import sizes_of, steps
+    from probe.bench.generations import affordable, generations
+    from probe.bench.rehearsal import START_S, rehearsed
 
-    wires = steps(topology, backend=backend, every_pair=wanted.every_pair)
-    conductor = Conductor(wires, lambda step: sizes_of(step, backend, wanted.largest), {}, wanted.budget)
-    visits = rehearse(conductor, lambda step, size: estimate_s(topology, step, size, backend))
-    for line in rehearsal_lines(topology, wires, visits, wanted.budget):
+    plans = generations(topology, backend=backend, every_pair=wanted.every_pair)
+    left_s = None if wanted.budget is None else max(0.0, wanted.budget - START_S[backend])
+    chosen = affordable(plans, left_s)
+    visits = rehearsed(topology, plans, chosen, left_s, backend, wanted.largest)
+    for line in rehearsal_lines(topology, [step for plan in plans for step in plan.steps], visits, wanted.budget):
         click.echo(line)
 
 
@@ -241,9 +250,10 @@ def _resumed(wanted: _Wanted) -> Survey | None:
         raise UsageError("--resume goes on with a survey, and none is named", cure="Name it with -o FILE.")
     if not wanted.output.exists():
         return None
-    from probe.sources.registry import read_survey
+    from probe.sources.registry import read_file
+    from probe.store import decode_survey
 
-    return read_survey(str(wanted.output))
+    return decode_survey(read_file(str(wanted.output)), where=str(wanted.output))
 
 
 def _run(
@@ -268,6 +278,7 @@ def _run(
         timeout_s=wanted.timeout,
         lab=lab,
         every_pair=wanted.every_pair,
+        named_interface=meeting.interface,
         gemm_shapes=_shapes(wanted),
         resumed=resumed,
         debug=wanted.debug,
@@ -282,7 +293,7 @@ def _run(
     if survey is not None:
         if lab is None:
             _remember(survey)
-        _show(survey, wanted, is_finished=failure is None)
+        _show(survey, wanted, is_finished=failure is None, is_written=kept.survey is not None)
     elif failure is None:
         _note(f"node {order.rendezvous.node} is done; node 0 at {order.rendezvous.address} has the survey")
     if failure is not None:
@@ -300,6 +311,10 @@ class _Kept:
     """The survey as it stands, in a file that is whole after every point."""
 
     def __init__(self, output: Path | None) -> None:
+        if output is not None and not output.parent.is_dir():
+            raise UsageError(
+                f"there is no folder {output.parent} for {output.name}", cure="Create it, or name another."
+            )
         self.output = output
         self.survey: Survey | None = None
 
@@ -311,8 +326,8 @@ class _Kept:
         self.survey = survey
 
 
-def _show(survey: Survey, wanted: _Wanted, *, is_finished: bool = True) -> None:
-    if wanted.output is not None:
+def _show(survey: Survey, wanted: _Wanted, *, is_finished: bool = True, is_written: bool = True) -> None:
+    if wanted.output is not None and is_written:
         _note(f"wrote {wanted.output}{'' if is_finished else ', as far as it came: --resume goes on from there'}")
     if wanted.format == "json":
         if wanted.output is None:

@@ -76,7 +76,7 @@ def _recalled(survey: Survey) -> Survey:
     """The survey with what the cache knows of its wires, and where it was measured."""
     from probe.cache import same_gpus, search
 
-    found = search(survey.topology)
+    found = search(survey.topology, other_library=True)
     for notice in found.notices:
         note(notice.message)
     if found.survey is None or found.measured_on is None:
@@ -85,7 +85,7 @@ def _recalled(survey: Survey) -> Survey:
     other = "on an equal machine" + (f", {name}" if name else "")
     return _said(
         found.survey,
-        f"cache {found.file}",
+        f"cache {found.file}" + (f", {found.library}" if found.library else ""),
         "on this machine" if same_gpus(found.measured_on, survey.topology) else other,
     )
 

@@ -29,7 +29,7 @@ class _Way:
 
     @property
     def cell(self) -> str:
-        return ("" if self.read.plateau_reached else ">") + figure(self.read.plateau_algbw_gbps)
+        return (">" if self.read.is_rising else "") + figure(self.read.plateau_algbw_gbps)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from configgen.report.lines import gpus_line, islands_line
 from configgen.report.pairs import pair_lines
 from configgen.report.table import Line, table
-from probe.curve import Profile, bus_factor, profile
+from probe.curve import Profile, bus_factor, profiles
 from probe.errors import one_line
 from probe.measurement import Curve, CurveKey, Rate, Survey
-from probe.stability import WIDE, instabilities
+from probe.stability import WIDE, Instability, instabilities
 from probe.statistics import median
 from probe.topology import GpuRef, Topology
 from probe.units import count, figure, message_size, ranges, some
@@ -27,14 +27,14 @@ _OPERATIONS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "p2p"
 
 def survey_lines(survey: Survey) -> list[Line]:
     """Header, curves, pairs, rates, what is unstable and its cure, what is missing, what was really used."""
-    profiles = {id(curve): profile(curve) for curve in survey.curves}
+    known = profiles(survey.curves)
     parts = (
         _header(survey),
-        _curves(survey, profiles),
-        pair_lines(survey, profiles),
+        _curves(survey, known),
+        pair_lines(survey, known),
         _rates(survey.rates, survey.topology),
         _verified(survey),
-        _unstable(survey.curves),
+        _unstable(survey.curves, known),
         _missing(survey),
         _evidence(survey),
     )
@@ -90,7 +90,7 @@ def _curves(survey: Survey, profiles: dict[int, Profile]) -> Iterator[Line]:
     marks = ["x2: two such groups at once", "+-: half the 95 % interval of a median time", "n: times per size"]
     if any(one.key.operation == "p2p" for one in found):
         marks.append("p2p both: GB/s each way")
-    if any(not one.slowest[1].plateau_reached for one in found if not one.key.graph):
+    if any(one.slowest[1].is_rising for one in found if not one.key.graph):
         marks.append(">: still rising at the largest size")
     if any(one.slowest[1].alpha_is_fitted for one in found):
         marks.append("~: fitted, no size up to 32 KiB")
@@ -113,7 +113,7 @@ def _row(one: _Measured) -> list[str]:
     ]
     at_once = one.key.group.concurrent_groups
     nodes = f" {one.key.group.nodes} nodes" if one.key.group.nodes > 1 else ""
-    plateau = ("" if found.plateau_reached else ">") + figure(found.plateau_busbw_gbps)
+    plateau = (">" if found.is_rising else "") + figure(found.plateau_busbw_gbps)
     return [
         _what(one.key),
         f"{curve.ranks}" + (f" x{at_once}" if at_once > 1 else ""),
@@ -213,23 +213,21 @@ def _gpu(ref: GpuRef, topology: Topology) -> str:
     return f"GPU {ref.gpu}" if len(topology.nodes) == 1 else f"node {ref.node} GPU {ref.gpu}"
 
 
-def _unstable(curves: Sequence[Curve]) -> Iterator[Line]:
+def _unstable(curves: Sequence[Curve], known: Mapping[int, Profile]) -> Iterator[Line]:
     """Each kind of instability once: the curves that have it, what was seen at the worst of them, and the cure."""
-    found: dict[str, list[tuple[int, str, str, str]]] = {}
+    found: dict[str, list[tuple[Instability, str]]] = {}
     for curve in curves:
-        for one in instabilities(curve):
+        for one in instabilities(curve, known[id(curve)]):
             sizes = len(one.sizes_bytes)
             where = message_size(one.sizes_bytes[0]) if sizes == 1 else f"{sizes} sizes"
-            label = f"{_what(curve.key)} of {curve.ranks} GPUs ({where})"
-            found.setdefault(one.code, []).append((sizes, label, one.seen, one.cure))
+            found.setdefault(one.code, []).append((one, f"{_what(curve.key)} of {curve.ranks} GPUs ({where})"))
     if found:
         yield from _section("Unstable")
     for code, cases in found.items():
-        cases.sort(key=lambda case: -case[0])
-        _, _, seen, cure = cases[0]
-        labels = some(list(dict.fromkeys(label for _, label, _, _ in cases)), 3)
-        yield from _wrapped(f"{code}: {seen}: {labels}", "warn")
-        yield from _wrapped(f"  {cure}", "dim")
+        cases.sort(key=lambda case: -case[0].worst)
+        labels = some(list(dict.fromkeys(label for _, label in cases)), 3)
+        yield from _wrapped(f"{code}: {cases[0][0].seen}: {labels}", "warn")
+        yield from _wrapped(f"  {cases[0][0].cure}", "dim")
 
 
 def _missing(survey: Survey) -> Iterator[Line]:

@@ -22,8 +22,20 @@ _ECHOES = (
     "no route to host",
     "unreachable",
     "process group",
+    "failed to recv",
+    "remote peer",
+    "remote process",
+    "network error",
+    "connection abort",
+    "completion from peer",
+    "ncclremoteerror",
+    "communicator was aborted",
 )
-"""What gloo, NCCL and the store say when somebody else is gone (torch 2.4 to 2.13)."""
+"""What gloo, NCCL and the store say when somebody else is gone (torch 2.4 to 2.13, NCCL 2.18 to 2.28)."""
+
+_OF_NCCL = ("nccl error", "distbackenderror")
+"""How torch begins what NCCL says (c10d/NCCLUtils.cpp). An ncclSystemError or ncclInternalError may be a full /dev/shm
+here, or all that is seen of another's end: https://github.com/NVIDIA/nccl/issues/795."""
 
 _NO_MEMORY = ("out of memory", "allocate memory", "bad_alloc", "memoryerror")
 
@@ -49,6 +61,11 @@ def is_echo(error: str) -> bool:
     return any(sign in error.lower() for sign in _ECHOES)
 
 
+def _is_doubtful(error: str) -> bool:
+    """Whether it proves nothing as long as somebody else may have failed."""
+    return is_echo(error) or any(sign in error.lower() for sign in _OF_NCCL)
+
+
 def is_out_of_memory(error: str) -> bool:
     """Whether torch, CUDA, NCCL or Python says that memory is short."""
     return any(sign in error.lower() for sign in _NO_MEMORY)
@@ -57,7 +74,7 @@ def is_out_of_memory(error: str) -> bool:
 def explains(sight: Sight) -> bool:
     """Whether one of these ranks is seen to be a cause, not an echo."""
     crashed = any(number != signal.SIGABRT for number in sight.killed.values())
-    return crashed or bool(sight.stopped) or not all(is_echo(error) for error in sight.errors.values())
+    return crashed or bool(sight.stopped) or not all(_is_doubtful(error) for error in sight.errors.values())
 
 
 def verdict(roster: Roster, sights: Mapping[int, Sight], nodes: int, what_happened: str) -> Failed:
@@ -76,7 +93,7 @@ def verdict(roster: Roster, sights: Mapping[int, Sight], nodes: int, what_happen
         if is_out_of_memory(error):
             cure = "Free memory there, or give a smaller --largest."
             return Failed(f"{roster.name(rank)} ran out of memory: {error}", cure)
-        if not is_echo(error):
+        if not _is_doubtful(error):
             return Failed(f"{roster.name(rank)} failed: {error}", _DEBUG_CURE)
     silent = [roster.node_name(node) for node in range(nodes) if node not in sights]
     if silent:
@@ -84,18 +101,20 @@ def verdict(roster: Roster, sights: Mapping[int, Sight], nodes: int, what_happen
             f"{some(silent)} no longer answers" if len(silent) == 1 else f"{some(silent)} no longer answer",
             "Read what its own command says; if that says nothing, look at its link and its machine (ping, dmesg).",
         )
+    doubtful = {rank: error for rank, error in errors.items() if not is_echo(error)}
+    for error in doubtful.values():
+        return Failed(f"{some([roster.name(rank) for rank in doubtful])} failed: {error}", _DEBUG_CURE)
     for rank in aborted:
         return was_killed(roster.name(rank), signal.SIGABRT)
     beats = {rank: count for sight in sights.values() for rank, count in sight.beats.items()}
     behind = [rank for rank, count in beats.items() if count < max(beats.values())]
     if behind:
         who = some([roster.name(rank) for rank in behind])
-        return Failed(f"{what_happened}, and the others waited for {who}", _DEBUG_CURE, certain=False)
+        return Failed(f"{what_happened}, and the others waited for {who}", _DEBUG_CURE)
     echo = next(iter(errors.values()), None)
     return Failed(
         f"{what_happened}, the rank at fault is unknown{f' (seen: {echo})' if echo else ''}",
         _DEBUG_CURE,
-        certain=False,
     )
 
 

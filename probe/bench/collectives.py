@@ -21,8 +21,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
-_LARGEST_EXACT = 251
-"""Below it bfloat16 (8 significant bits) holds every integer; a prime, so that no pattern repeats with the ranks."""
+_PERIOD = 251
+"""After so many elements data repeat: a prime, which chunks are no multiple of, so that one in a wrong place shows."""
+_CHUNK = _PERIOD << 13
+"""Elements that are compared at once: a comparison needs memory, and the message may have taken most of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,32 +77,19 @@ def _all_reduced(team: Team, device: Device, elements: int, dtype: torch.dtype) 
         dist.all_reduce(values, group=team.handle)
 
     def is_right() -> bool:
-        values.fill_(_share(team.place, 0))
+        _fill(values, pattern(team.place, 0, summed=team.size))
         run()
-        right = _all_are(values, sum(_share(i, 0) for i in range(team.size)))
+        right = _holds(values, _summed(team.size, 0))
         values.zero_()  # sums of zeros stay zeros, however often
         return right
 
     return Exchange(run, is_right)
 
 
-def _share(place: int, part: int) -> int:
-    """A rank's share of a sum: never 0, so that a lost one shows; one rank's tells the parts of a scatter apart.
-
-    The sums are exact in bfloat16, and so up to 256, for up to 156 ranks.
-    """
-    return 1 + (part % 101 if place == 0 else 0)
-
-
-def _all_are(values: torch.Tensor, expected: int) -> bool:
-    """By their extremes: those need no memory, as a comparison would, and show a NaN as well."""
-    low, high = torch.aminmax(values)
-    return float(low) == float(high) == expected
-
-
 def _gathered(team: Team, device: Device, elements: int, dtype: torch.dtype) -> Exchange:
     part = -(-elements // team.size)
-    own = torch.full((part,), _mark(team.place, 0), dtype=dtype, device=device.place)
+    own = torch.empty(part, dtype=dtype, device=device.place)
+    _fill(own, pattern(team.place, 0))
     whole = torch.zeros(part * team.size, dtype=dtype, device=device.place)
 
     def run() -> None:
@@ -108,7 +97,7 @@ def _gathered(team: Team, device: Device, elements: int, dtype: torch.dtype) -> 
 
     def is_right() -> bool:
         run()
-        return all(_all_are(whole[i * part : (i + 1) * part], _mark(i, 0)) for i in range(team.size))
+        return all(_holds(piece, pattern(i, 0)) for i, piece in enumerate(whole.split(part)))
 
     return Exchange(run, is_right)
 
@@ -116,8 +105,8 @@ def _gathered(team: Team, device: Device, elements: int, dtype: torch.dtype) -> 
 def _scattered(team: Team, device: Device, elements: int, dtype: torch.dtype) -> Exchange:
     part = -(-elements // team.size)
     whole = torch.empty(part * team.size, dtype=dtype, device=device.place)
-    for to in range(team.size):
-        whole[to * part : (to + 1) * part] = _share(team.place, to)
+    for to, piece in enumerate(whole.split(part)):
+        _fill(piece, pattern(team.place, to, summed=team.size))
     own = torch.zeros(part, dtype=dtype, device=device.place)
 
     def run() -> None:
@@ -125,7 +114,7 @@ def _scattered(team: Team, device: Device, elements: int, dtype: torch.dtype) ->
 
     def is_right() -> bool:
         run()
-        return _all_are(own, sum(_share(i, team.place) for i in range(team.size)))
+        return _holds(own, _summed(team.size, team.place))
 
     return Exchange(run, is_right)
 
@@ -133,8 +122,8 @@ def _scattered(team: Team, device: Device, elements: int, dtype: torch.dtype) ->
 def _all_to_all(team: Team, device: Device, elements: int, dtype: torch.dtype) -> Exchange:
     part = -(-elements // team.size)
     sent = torch.empty(part * team.size, dtype=dtype, device=device.place)
-    for to in range(team.size):
-        sent[to * part : (to + 1) * part] = _mark(team.place, to)
+    for to, piece in enumerate(sent.split(part)):
+        _fill(piece, pattern(team.place, to))
     received = torch.zeros_like(sent)
 
     def run() -> None:
@@ -142,13 +131,9 @@ def _all_to_all(team: Team, device: Device, elements: int, dtype: torch.dtype) -
 
     def is_right() -> bool:
         run()
-        return all(_all_are(received[i * part : (i + 1) * part], _mark(i, team.place)) for i in range(team.size))
+        return all(_holds(piece, pattern(i, team.place)) for i, piece in enumerate(received.split(part)))
 
     return Exchange(run, is_right)
-
-
-def _mark(source: int, target: int) -> int:
-    return 1 + (source * 31 + target * 7) % (_LARGEST_EXACT - 1)  # not the 0 of a buffer where nothing arrived
 
 
 def _point_to_point(team: Team, device: Device, size_bytes: int, direction: str | None) -> Exchange:
@@ -157,12 +142,13 @@ def _point_to_point(team: Team, device: Device, size_bytes: int, direction: str 
     peer = team.ranks[1 - place]
     sends = direction == "both" or (direction == "forward") == (place == 0)
     receives = direction == "both" or not sends
-    sent = _pattern(size_bytes, place, device) if sends else None
+    sent = torch.empty(size_bytes, dtype=torch.uint8, device=device.place) if sends else None
     received = torch.zeros(size_bytes, dtype=torch.uint8, device=device.place) if receives else None
     operations = []
     if received is not None:  # first, or two senders wait for each other
         operations.append(dist.P2POp(dist.irecv, received, peer, team.handle))
     if sent is not None:
+        _fill(sent, pattern(place, 1 - place))
         operations.append(dist.P2POp(dist.isend, sent, peer, team.handle))
 
     def run() -> None:
@@ -171,14 +157,50 @@ def _point_to_point(team: Team, device: Device, size_bytes: int, direction: str 
 
     def is_right() -> bool:
         run()
-        return received is None or bool((received == _pattern(size_bytes, 1 - place, device)).all())
+        return received is None or _holds(received, pattern(1 - place, place))
 
     return Exchange(run, is_right, clocked=receives)
 
 
-def _pattern(size_bytes: int, place: int, device: Device) -> torch.Tensor:
-    period = torch.arange(place, place + _LARGEST_EXACT, device=device.place).remainder_(_LARGEST_EXACT)
-    return period.to(torch.uint8).repeat(-(-size_bytes // _LARGEST_EXACT))[:size_bytes].contiguous()
+def pattern(source: int, target: int, *, summed: int = 1) -> torch.Tensor:
+    """A period of what member `source` has for member `target`, where the data of `summed` members are added up.
+
+    Each source has its own, so that one which is lost while another counts twice shows. bfloat16 has 8 significant
+    bits, which hold every integer up to 256: all sums stay below, in whatever order they are formed. Among up to 128
+    there is no 0, the sign of a buffer where nothing arrived; among more most have to add 0 at any one place.
+    """
+    steps = (torch.arange(_PERIOD) + 31 * source + 7 * target) % _PERIOD
+    if summed > 128:
+        return (steps % -(-summed // 128) == 0).long()
+    return 1 + steps % min(_PERIOD - 1, 256 // summed)
+
+
+def _summed(size: int, target: int) -> torch.Tensor:
+    return torch.stack([pattern(source, target, summed=size) for source in range(size)]).sum(0)
+
+
+def _fill(values: torch.Tensor, period: torch.Tensor) -> None:
+    """In place: the period again and again, the last time as far as it goes."""
+    rows, rest = _rows(values)
+    period = period.to(values)
+    rows.copy_(period)
+    rest.copy_(period[: len(rest)])
+
+
+def _holds(values: torch.Tensor, period: torch.Tensor) -> bool:
+    """Whether that is what `_fill` writes; never of a NaN."""
+    period = period.to(values)
+    for chunk in values.split(_CHUNK):
+        rows, rest = _rows(chunk)
+        if not (bool((rows == period).all()) and bool((rest == period[: len(rest)]).all())):
+            return False
+    return True
+
+
+def _rows(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views of all whole periods, and of what is left."""
+    whole = len(values) // _PERIOD * _PERIOD
+    return values[:whole].view(-1, _PERIOD), values[whole:]
 
 
 def gathered(values: list[float], ranks: int, control: dist.ProcessGroup) -> list[list[float]]:

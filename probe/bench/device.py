@@ -15,24 +15,23 @@ class Device(Protocol):
     """What the benchmarks need to know of the device that a rank drives."""
 
     place: torch.device
+    has_graphs: bool
 
     def times_s(self, operation: Operation, count: int, *, before: Operation | None = None) -> list[float]:
         """Seconds of each of `count` runs, each after `before` (a barrier), whose own time does not count."""
 
-    def captured(self, operation: Operation, times: int) -> Operation | None:
-        """`times` runs of the operation as one graph, as engines launch small ones; None where there are no graphs."""
+    def captured(self, operation: Operation, times: int) -> Operation:
+        """`times` runs as one graph, as engines launch small ones; only of a device that has graphs."""
 
     def synchronize(self) -> None:
         """Waits until everything that was asked of the device is done."""
-
-    def free_bytes(self) -> int | None:
-        """Memory that can be allocated now; None where the device does not tell."""
 
 
 class CpuDevice:
     """A CPU rank: operations block, so the host's clock is exact."""
 
     place = torch.device("cpu")
+    has_graphs = False
 
     def times_s(self, operation: Operation, count: int, *, before: Operation | None = None) -> list[float]:
         times = []
@@ -44,18 +43,17 @@ class CpuDevice:
             times.append(time.perf_counter() - start)
         return times
 
-    def captured(self, operation: Operation, times: int) -> Operation | None:
-        return None
+    def captured(self, operation: Operation, times: int) -> Operation:
+        raise NotImplementedError("a CPU has no graphs")
 
     def synchronize(self) -> None:
         pass
 
-    def free_bytes(self) -> int | None:
-        return None
-
 
 class CudaDevice:
     """A GPU rank (CUDA or ROCm): operations are enqueued, and events on the device's own clock time each."""
+
+    has_graphs = True
 
     def __init__(self, index: int) -> None:
         self.place = torch.device("cuda", index)
@@ -74,7 +72,7 @@ class CudaDevice:
         self.synchronize()
         return [start.elapsed_time(end) / 1e3 for start, end in marks]
 
-    def captured(self, operation: Operation, times: int) -> Operation | None:
+    def captured(self, operation: Operation, times: int) -> Operation:
         graph = torch.cuda.CUDAGraph()
         self.synchronize()
         with torch.cuda.graph(graph):
@@ -84,6 +82,3 @@ class CudaDevice:
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.place)
-
-    def free_bytes(self) -> int | None:
-        return torch.cuda.mem_get_info(self.place)[0]

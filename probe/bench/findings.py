@@ -22,23 +22,36 @@ class Findings:
     def __init__(self, topology: Topology, *, lab: str | None, origin: Origin, resumed: Survey | None = None) -> None:
         self._rounds: dict[tuple[CurveKey, tuple[GpuRef, ...]], dict[int, list[tuple[float, ...]]]] = {}
         self._survey = Survey(topology, lab=lab, origins=(origin,), missing=(_UNFINISHED,))
+        self._origin = origin
+        self._resumes = resumed is not None
+        self.has_news = False
+        """Whether this run has found anything itself."""
         if resumed is not None:
+            if (resumed.lab is None) != (lab is None):
+                raise UsageError("lab figures and real ones never share a survey", cure="Give another -o.")
             self._survey = replace(
                 resumed,
                 lab=lab,
-                origins=tuple(dict.fromkeys((*resumed.origins, origin))),
                 missing=(_UNFINISHED, *(n for n in resumed.missing if n.code not in UNFINISHED)),
             )
             for curve in resumed.curves:
                 known = {sample.size_bytes: list(sample.rounds_s) for sample in curve.samples}
                 self._rounds[curve.key, curve.members] = known
 
+    def _begin(self) -> None:
+        """The first that is new: only now is this run a part of the survey."""
+        self._survey = replace(self._survey, origins=tuple(dict.fromkeys((*self._survey.origins, self._origin))))
+        self.has_news = True
+
     def add(self, message: Message) -> bool:
         """Whether the survey says more than before. Raises UsageError where the machine is not the resumed one."""
         if isinstance(message, Point):
+            self._begin()
             sizes = self._rounds.setdefault((message.key, message.members), {})
             sizes.setdefault(message.size_bytes, []).append(message.times_s)
         elif isinstance(message, Measured):
+            if message.rates or message.verifications:
+                self._begin()
             self._survey = replace(
                 self._survey,
                 rates=_joined(self._survey.rates, message.rates),
@@ -75,11 +88,15 @@ class Findings:
         return replace(self._survey, curves=tuple(curves))
 
     def _meet(self, topology: Topology) -> None:
-        if self._rounds and fingerprint(topology) != fingerprint(self._survey.topology):
+        if self._resumes and _wires(topology) != _wires(self._survey.topology):
             raise UsageError(
-                "the survey to resume is of another machine", cure="Give another -o, or leave --resume out."
+                "the survey to resume is of another machine or driver", cure="Give another -o, or leave --resume out."
             )
         self._survey = replace(self._survey, topology=topology)
+
+
+def _wires(topology: Topology) -> tuple[str, list[str | None]]:
+    return fingerprint(topology), sorted((node.driver_version for node in topology.nodes), key=str)
 
 
 def _joined(known: Iterable[object], new: Iterable[object]) -> tuple:  # type: ignore[type-arg]

@@ -57,11 +57,31 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Silence after which a node, a rank or an operation counts as lost."""
     largest_bytes: int
     every_pair: bool = False
+    named_interface: str | None = None
+    """The one that a person named; without it NCCL uses all that it finds, as an engine would."""
     gemm_shapes: tuple[tuple[int, int, int], ...] = ()
     resume: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET  # raw JSON and null cannot be told apart
     """A survey of the same machine whose points need no measuring."""
     told: Measured
     """What this node's parent found out about its GPUs before any rank began."""
+
+
+class Arrival(msgspec.Struct, frozen=True):
+    """What a node brings to the others; all have to mean the same thing by a step's number."""
+
+    version: str
+    backend: str
+    topology: msgspec.Raw
+
+
+class Agreement(msgspec.Struct, frozen=True):
+    """What node 0 decides for all, once every node is there."""
+
+    every_pair: bool
+    largest_bytes: int
+    generations: tuple[int, ...]
+    through_host: bool
+    """P2P failed its check somewhere."""
 
 
 class Joined(msgspec.Struct, frozen=True, tag="joined"):
@@ -93,8 +113,6 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 
     problem: str
     cure: str
-    certain: bool = True
-    """False for what may be only an echo of somebody else's failure."""
     misused: bool = False
     """Whether it was asked for in a way that cannot work: exit code 2."""
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import msgspec
 
+from probe import __version__
 from probe.bench import channel, worker
 from probe.bench.blame import Sight, explains, verdict
 from probe.bench.board import HEAR_S, TROUBLE, Board, listening_at, no_answer, store_of
-from probe.bench.generations import Generation, generations
-from probe.bench.messages import Done, Failed, Job, Joined, Measured, Progress
+from probe.bench.generations import Generation, affordable, generations, left_out
+from probe.bench.messages import Agreement, Arrival, Done, Failed, Job, Joined, Measured, Progress
 from probe.bench.roster import Roster
 from probe.bench.vitals import Vitals, is_stopped
 from probe.errors import MeasureError, UsageError, WireloreError, one_line
@@ -65,13 +66,16 @@ class NodeProcess:
     reports: socket.socket
     roster: Roster
 
-    def run(self) -> None:
+    def run(self, agreement: Agreement) -> None:
         """Generation after generation, until one cannot finish."""
-        plans = generations(self.roster.topology, backend=self.job.backend, every_pair=self.job.every_pair)
-        for number, generation in enumerate(plans):
-            share = generation.share / sum(later.share for later in plans[number:])
+        plans = _plans(self.job, self.roster.topology, agreement)
+        chosen = [plans[i] for i in agreement.generations]
+        for number, generation in enumerate(chosen):
+            share = generation.share / sum(later.share for later in chosen[number:])
             if not self._generation(number, generation, share):
                 return
+        if self.job.rendezvous.node == 0:
+            channel.send(self.reports, Measured(missing=left_out(plans, agreement.generations)))
         channel.send(self.reports, Done())
 
     def _generation(self, number: int, generation: Generation, share: float) -> bool:
@@ -137,7 +141,7 @@ class NodeProcess:
             self.board.write(TROUBLE, what, ends_s - time.monotonic())
             heard = self.board.read([f"sight/{number}/{node}" for node in range(nodes)], ends_s - time.monotonic())
             for key, text in heard.items():
-                sights[int(key.rpartition("/")[2])] = msgspec.json.decode(text, type=Sight)
+                sights[int(key.rpartition("/")[2])] = _known(msgspec.json.decode(text, type=Sight), self.roster)
             # The parent of node 0 ends this process, and the board with it: not before all who are there have read it.
             self.board.write(f"heard/{number}/{own}", "", _SETTLE_S)
             if own == 0:
@@ -163,14 +167,15 @@ def _sight(children: list[Child], vitals: Vitals) -> Sight:
 
 
 def _joined(job: Job, board: Board) -> Topology:
-    """All nodes' topologies as one. Raises MeasureError naming who is missing."""
+    """All nodes' topologies as one. Raises MeasureError naming who is missing, UsageError where nodes do not match."""
     own, nodes = job.rendezvous.node, job.rendezvous.nodes
     claims = board.claimed(f"claim/{own}", job.timeout_s)
     if claims is None:
         raise no_answer(job.rendezvous, job.timeout_s)
     if claims > 1:
         raise UsageError(f"two nodes say that they are node {own}", cure="Give each its own --node-rank.")
-    board.write(f"node/{own}", bytes(job.topology).decode())
+    arrival = Arrival(__version__, job.backend, job.topology)
+    board.write(f"node/{own}", msgspec.json.encode(arrival).decode())
     keys = [f"node/{i}" for i in range(nodes)]
     found = board.read(keys, job.timeout_s)
     missing = [f"node {i}" for i, key in enumerate(keys) if key not in found]
@@ -179,7 +184,12 @@ def _joined(job: Job, board: Board) -> Topology:
             f"{len(found)} of {nodes} nodes joined within {job.timeout_s:g} s, missing: {some(missing)}",
             cure="Start the same command there, or read what it says; --timeout waits longer.",
         )
-    parts = [decode_survey(found[key].encode(), where=key).topology for key in keys]
+    arrivals = [msgspec.json.decode(found[key], type=Arrival) for key in keys]
+    for node, other in enumerate(arrivals):
+        if (other.version, other.backend) != (arrivals[0].version, arrivals[0].backend):
+            mine, theirs = (f"wirelore {a.version} with {a.backend}" for a in (arrivals[0], other))
+            raise UsageError(f"node 0 runs {mine}, node {node} {theirs}", cure="Start the same on every node.")
+    parts = [decode_survey(bytes(a.topology), where=key).topology for key, a in zip(keys, arrivals, strict=True)]
     return cluster(parts) if nodes > 1 else parts[0]
 
 
@@ -193,18 +203,51 @@ def _run(job: Job, reports: socket.socket) -> None:
     topology = _joined(job, board)
     if job.budget_s is not None and job.rendezvous.nodes > 1:  # to wait for others is not to measure
         job = msgspec.structs.replace(job, budget_s=job.budget_s + time.monotonic() - waiting_s)
-    _pass_on(job, board, reports)
-    NodeProcess(job, board, reports, Roster(topology)).run()
+    agreement = _agreed(job, board, reports, topology)
+    job = msgspec.structs.replace(job, every_pair=agreement.every_pair, largest_bytes=agreement.largest_bytes)
+    NodeProcess(job, board, reports, Roster(topology)).run(agreement)
 
 
-def _pass_on(job: Job, board: Board, reports: socket.socket) -> None:
-    """What the other nodes' parents found out reaches node 0, which writes the survey."""
+def _agreed(job: Job, board: Board, reports: socket.socket, topology: Topology) -> Agreement:
+    """Node 0 hears what the others' parents found out, tells its own, and decides for all."""
     own, nodes = job.rendezvous.node, job.rendezvous.nodes
     if own != 0:
         board.write(f"told/{own}", msgspec.json.encode(job.told).decode())
-    else:
-        for text in board.read([f"told/{node}" for node in range(1, nodes)], job.timeout_s).values():
-            channel.send(reports, msgspec.json.decode(text, type=Measured))
+        text = board.read(["agreement"], job.timeout_s).get("agreement")
+        if text is None:
+            raise no_answer(job.rendezvous, job.timeout_s)
+        return msgspec.json.decode(text, type=Agreement)
+    heard = board.read([f"told/{node}" for node in range(1, nodes)], job.timeout_s)
+    told = [msgspec.json.decode(text, type=Measured) for text in heard.values()]
+    for one in told:
+        channel.send(reports, one)
+    broken = not all(v.passed for one in (job.told, *told) for v in one.verifications)
+    agreement = Agreement(job.every_pair, job.largest_bytes, (), broken)
+    left_s = None if job.budget_s is None else job.started_s + job.budget_s - time.monotonic()
+    chosen = affordable(_plans(job, topology, agreement), left_s)
+    agreement = msgspec.structs.replace(agreement, generations=chosen)
+    board.write("agreement", msgspec.json.encode(agreement).decode())
+    return agreement
+
+
+def _plans(job: Job, topology: Topology, agreement: Agreement) -> tuple[Generation, ...]:
+    return generations(
+        topology,
+        backend=job.backend,
+        every_pair=agreement.every_pair,
+        through_host=agreement.through_host,
+    )
+
+
+def _known(sight: Sight, roster: Roster) -> Sight:
+    """Without ranks that this run does not have: it comes over an open port."""
+    ranks = range(len(roster.members))
+    return msgspec.structs.replace(
+        sight,
+        killed={rank: number for rank, number in sight.killed.items() if rank in ranks},
+        stopped=tuple(rank for rank in sight.stopped if rank in ranks),
+        errors={rank: error for rank, error in sight.errors.items() if rank in ranks},
+    )
 
 
 def main() -> None:

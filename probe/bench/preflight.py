@@ -15,7 +15,7 @@ from probe.units import count, gib, ranges
 CONTEXT_BYTES = 1 << 30
 """Assumed: about half of it for a CUDA context, the rest for NCCL's buffers and cuBLAS's workspace."""
 BUFFERS_PER_RANK = 2
-"""Sent and received, of an all-to-all of the largest size."""
+"""Sent and received, of an all-to-all or of a p2p in both directions; data are checked in small pieces."""
 
 _LAB_RANKS_ALWAYS, _LAB_RANKS_PER_CPU, _LAB_RANKS_MOST = 16, 8, 64
 _DISTURBING = (

@@ -54,26 +54,28 @@ def measure_on_ray(
     port: int | None = None,
     wait_s: float = 30.0,
     timeout_s: float = 30.0,
+    longest_s: float | None = None,
 ) -> tuple[Ending, ...]:
     """Runs `python PROGRAM --nnodes N --node-rank R --master IP:PORT`, on node 0 with `-o FILE` too, on every node.
 
     `program` is what follows the interpreter's name; the same wirelore must be installed where Ray's workers run.
     `cluster` is Ray's address (None: RAY_ADDRESS, or the cluster that runs here). `nodes` of those with GPUs, or where
     none has, of all, are taken; None: every one. The node of this driver, if it is among them, is node 0. Up to
-    `wait_s` seconds are given to the reservation; once a node has ended, the others have `timeout_s` to end too.
+    `wait_s` seconds are given to the reservation, and again to the first answer. The first node to end has
+    `longest_s` for all of its part (None: as long as it takes), then the others have `timeout_s` to end too.
 
     Endings come in the order of the nodes. Raises UsageError without ray or without such a cluster, MeasureError where
-    the nodes cannot be had.
+    the nodes cannot be had or none of them ends.
     """
     with _connected(cluster) as ray:
         chosen = choose_nodes(ray.nodes(), nodes, first=ray.util.get_node_ip_address())
         with _reserved(ray, chosen, wait_s) as actors:
-            at = _endpoint(chosen[0].address, port or ray.get(actors[0].free_port.remote()))
+            at = _endpoint(chosen[0].address, port or _free_port(ray, chosen[0], actors[0], wait_s))
             tasks = [
                 actor.run.remote([*program, "--nnodes", str(len(chosen)), "--node-rank", str(rank), "--master", at])
                 for rank, actor in enumerate(actors)
             ]
-            return tuple(_endings(ray, chosen, tasks, timeout_s))
+            return tuple(_endings(ray, chosen, tasks, timeout_s, longest_s))
 
 
 def choose_nodes(told: Sequence[dict[str, Any]], nodes: int | None, *, first: str | None = None) -> list[RayNode]:
@@ -187,16 +189,38 @@ def _reserved(ray: Any, chosen: Sequence[RayNode], wait_s: float) -> Iterator[li
         ray.util.remove_placement_group(group)
 
 
-def _endings(ray: Any, chosen: Sequence[RayNode], tasks: Sequence[Any], timeout_s: float) -> Iterator[Ending]:
+def _free_port(ray: Any, node: RayNode, actor: Any, wait_s: float) -> int:
+    try:
+        return int(ray.get(actor.free_port.remote(), timeout=wait_s))
+    except ray.exceptions.GetTimeoutError as error:
+        raise MeasureError(
+            f"Ray's node {node.address} started nothing within {wait_s:g} s",
+            cure="Its raylet's log (/tmp/ray/session_latest/logs there) tells why.",
+        ) from error
+    except ray.exceptions.RayError as error:
+        raise MeasureError(
+            f"Ray's node {node.address} runs no wirelore: {one_line(str(error), 160)}",
+            cure="Install the same wirelore where Ray's workers run.",
+        ) from error
+
+
+def _endings(
+    ray: Any, chosen: Sequence[RayNode], tasks: Sequence[Any], timeout_s: float, longest_s: float | None
+) -> Iterator[Ending]:
     """Waits for the first to end, then for the others so long as it takes them to notice."""
-    ray.wait(list(tasks), num_returns=1)
+    done, _ = ray.wait(list(tasks), num_returns=1, timeout=longest_s)
+    if not done:
+        raise MeasureError(
+            f"none of Ray's {len(tasks)} nodes ended within {longest_s:g} s",
+            cure="Run `wirelore measure` on one of them: it tells what it waits for.",
+        )
     done, _ = ray.wait(list(tasks), num_returns=len(tasks), timeout=timeout_s + _GRACE_S)
     for node, task in zip(chosen, tasks, strict=True):
         if task not in done:
             yield Ending(node.address, 124, f"did not end within {timeout_s + _GRACE_S:g} s of the others")
             continue
         try:
-            code, words, survey = ray.get(task)
+            code, words, survey = ray.get(task, timeout=_GRACE_S)
         except ray.exceptions.RayError as error:
             yield Ending(node.address, 70, one_line(f"Ray: {error}"))
         else:

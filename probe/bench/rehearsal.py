@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from probe.bench.candidates import Group
-from probe.bench.conductor import LEAST_RUNS, RATES, Conductor, Visit
-from probe.bench.schedule import Step
+from probe.bench.conductor import LEAST_RUNS, RATES, ROUNDS, Conductor, Visit
+from probe.bench.generations import Generation
+from probe.bench.schedule import Step, sizes_of
 from probe.catalog import gpu_figures, nvlink_gbps_per_link, pcie_gbps
 from probe.curve import bus_factor
 from probe.islands import bottleneck
@@ -22,6 +24,8 @@ _DEFAULT_NETWORK_GBPS = 1.25
 _XGMI_GBPS_PER_LINK = 64.0
 _C2C_GBPS = 450.0
 _CPU_GBPS = 1.0
+START_S = {"gloo": 2.5, "nccl": 10.0}
+"""Assumed of a run, from the command to its first visit: torch's import, CUDA contexts, the first communicator."""
 _START_S, _START_PER_RANK_S = 1e-5, 1.5e-6
 _CPU_START_S = 2e-4
 _HOP_S = 1e-5
@@ -56,6 +60,37 @@ def rehearse(
         conductor.seen(visit, [[run_s] * LEAST_RUNS], took_s)
         now_s += took_s
         found.append((visit, took_s))
+    return found
+
+
+def rehearsed(
+    topology: Topology,
+    plans: Sequence[Generation],
+    chosen: Sequence[int],
+    left_s: float | None,
+    backend: str,
+    largest_bytes: int | None,
+) -> list[tuple[Visit, float]]:
+    """All generations one after the other, each with its share of the time; steps are numbered through all plans."""
+    found = []
+    first, now_s, start_s = 0, 0.0, START_S[backend]
+    for number, plan in enumerate(plans):
+        if number in chosen:
+            share = plan.share / sum(plans[i].share for i in chosen if i >= number)
+            ends_s = None if left_s is None else now_s + (left_s - now_s) * share
+            conductor = Conductor(
+                plan.steps,
+                lambda step: sizes_of(step, backend, largest_bytes),
+                {},
+                ends_s,
+                rates=plan.rates,
+                rounds=1 if plan.log_only else ROUNDS,
+            )
+            begins_s = now_s if number == 0 else now_s + start_s / 2
+            visits = rehearse(conductor, lambda step, size: estimate_s(topology, step, size, backend), now_s=begins_s)
+            found += [(replace(v, step=v.step + first) if v.step != RATES else v, took_s) for v, took_s in visits]
+            now_s = begins_s + sum(took_s for _, took_s in visits)
+        first += len(plan.steps)
     return found
 
 

@@ -26,6 +26,9 @@ _VERIFY_SHARE = 0.25
 """Of the budget at most, for P2P written and read back: each pair is one line, and a pair may hang."""
 
 
+_HEALTH_S = 3.0
+
+
 @dataclass(frozen=True)
 class Order:
     """What to measure, and how long."""
@@ -41,6 +44,7 @@ class Order:
     lab: str | None = None
     """What stands in for the GPUs; None where they are real."""
     every_pair: bool = False
+    named_interface: str | None = None
     gemm_shapes: tuple[Shape, ...] = ()
     resumed: Survey | None = None
     debug: bool = False
@@ -63,6 +67,9 @@ def measure(
         told = _before(order, findings, taken_at)
         if writes:
             findings.add(told)
+        for broken in (v for v in told.verifications if not v.passed):
+            what = f"P2P from GPU {broken.source.gpu} to GPU {broken.target.gpu} failed its check: {broken.detail}"
+            note(f"{what}. Everything is measured without P2P (NCCL_P2P_DISABLE=1)")
     job = Job(
         rendezvous=order.rendezvous,
         topology=msgspec.Raw(encode_topology(order.topology)),
@@ -72,14 +79,17 @@ def measure(
         timeout_s=order.timeout_s,
         largest_bytes=order.largest_bytes,
         every_pair=order.every_pair,
+        named_interface=order.named_interface,
         gemm_shapes=order.gemm_shapes,
         resume=msgspec.Raw(encode_survey(order.resumed)) if order.resumed and writes else msgspec.UNSET,
         told=told,
     )
 
     def kept() -> Survey:
+        if not findings.has_news:
+            return findings.survey
         survey = replace(findings.survey, measured_at=_now())
-        if writes and survey.is_measured:
+        if writes:
             keep(survey)
         return survey
 
@@ -89,6 +99,8 @@ def measure(
     survey = kept()
     if failed is not None:
         raise (UsageError if failed.misused else MeasureError)(failed.problem, cure=failed.cure)
+    if writes and not survey.is_measured:
+        raise MeasureError("the time was over before the first point was measured", cure="Give a longer --budget.")
     return survey if writes else None
 
 
@@ -119,7 +131,7 @@ def _before(order: Order, findings: Findings, taken_at: str) -> Measured:
     from probe.bench.verify import BUDGET_S, verify_p2p
 
     node = order.rendezvous.node
-    findings.add_health(*_of_node(node, *health(taken_at)))
+    findings.add_health(*_of_node(node, *health(taken_at, deadline_s=_HEALTH_S)))
     left_s = BUDGET_S if order.budget_s is None else min(BUDGET_S, order.budget_s * _VERIFY_SHARE)
     verifications, notices = verify_p2p(order.topology, budget_s=left_s)
     return Measured(
@@ -134,7 +146,7 @@ def _after(findings: Findings, node: int, note: Callable[[str], None]) -> None:
     from probe.bench.health import grown, health
 
     before = findings.survey.health
-    after, notices = _of_node(node, *health(_now()))
+    after, notices = _of_node(node, *health(_now(), deadline_s=_HEALTH_S))
     grew = grown(before, after)
     findings.add_health(after, (*notices, *grew))
     for notice in grew:

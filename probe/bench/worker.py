@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -20,7 +21,7 @@ from probe.bench.blame import is_out_of_memory
 from probe.bench.collectives import Team
 from probe.bench.compute import rates
 from probe.bench.conductor import RATES, ROUNDS, Conductor, Visit
-from probe.bench.device import CpuDevice, CudaDevice, Device
+from probe.bench.device import CpuDevice, CudaDevice, Device, Operation
 from probe.bench.evidence import evidence_in_file
 from probe.bench.generations import Generation
 from probe.bench.messages import Job, Measured, Point, Progress
@@ -43,7 +44,7 @@ _IN_A_GRAPH = 10
 """Operations per graph, as vLLM times its all-reduce: launching once is what an engine does, too."""
 _TEARDOWN_S = 0.3
 _KEPT_BYTES = 64 << 20
-_FINE, _NO_MEMORY, _WRONG = 0.0, 1.0, 2.0
+_FINE, _NO_MEMORY, _WRONG, _NO_GRAPH = 0.0, 1.0, 2.0, 3.0
 
 _TOLD_VARIABLES = (
     *("NCCL_ALGO", "NCCL_PROTO", "NCCL_P2P_DISABLE", "NCCL_P2P_LEVEL", "NCCL_SHM_DISABLE", "NCCL_IB_DISABLE"),
@@ -89,6 +90,8 @@ class _Rank:
         self.used: tuple[Evidence, ...] = ()
         self.dtype = "float32" if job.backend == "gloo" else "bfloat16"
         _set_environment(job, log)
+        if job.backend != "gloo":
+            _bind(roster.topology.gpu(self.ref).numa_node)
         self.device: Device = CpuDevice() if job.backend == "gloo" else CudaDevice(self._cuda_index())
         if job.backend == "gloo":
             torch.set_num_threads(1)
@@ -108,6 +111,7 @@ class _Rank:
 
     def live(self) -> None:
         """Visits until the conductor has enough."""
+        self._warm_up()
         conductor = self._conductor() if self.leads else None
         while True:
             self._meet()
@@ -131,6 +135,14 @@ class _Rank:
             channel.send(self.seat.reports, Measured(missing=told, environment=self._environment()))
         self._meet()  # nobody leaves before all are heard
 
+    def _warm_up(self) -> None:
+        """The library starts before the first visit, which would pay for it and make all others look dear."""
+        self._meet()
+        team = self._team(tuple(range(self.world))) if self.world > 1 else None
+        if team is not None:
+            collectives.barrier(team, self.device)()
+            self.device.synchronize()
+
     def _conductor(self) -> Conductor:
         job, now_s = self.job, time.monotonic()
         ends_s = None
@@ -151,7 +163,9 @@ class _Rank:
             return {}
         survey = decode_survey(bytes(self.job.resume), where="the survey to resume")
         curves = {(curve.key, curve.members): curve for curve in survey.curves}
-        have: dict[tuple[int, int], tuple[int, float]] = {(RATES, 0): (1, 1.0)} if survey.rates else {}
+        have: dict[tuple[int, int], tuple[int, float]] = {}
+        if set(self.roster.members) <= {rate.gpu for rate in survey.rates}:
+            have[RATES, 0] = 1, 1.0
         for number, step in enumerate(self.generation.steps):
             found = [curves.get((self._key(step, group), group)) for group in step.groups]
             sizes = [{s.size_bytes: s for s in curve.samples} if curve else {} for curve in found]
@@ -208,11 +222,24 @@ class _Rank:
                 state = _NO_MEMORY
         if self._bad(step, groups, visit, state):
             return None
-        if ready is not None and not ready.is_right():
-            state = _WRONG
+        if ready is not None:
+            try:
+                state = _FINE if ready.is_right() else _WRONG
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(f"{type(error).__name__}: {error}"):
+                    raise
+                state = _NO_MEMORY
         if self._bad(step, groups, visit, state):
             return None
-        times = self._times(step, groups, visit, everybody, ready)
+        operation, state = (ready.run if ready else None), _FINE
+        if step.graph and self.device.has_graphs and operation is not None:
+            try:
+                operation = self.device.captured(operation, _IN_A_GRAPH)
+            except RuntimeError:
+                state = _NO_GRAPH
+        if self._bad(step, groups, visit, state):
+            return None
+        times = self._times(step, groups, visit, everybody, operation, clocked=bool(ready and ready.clocked))
         if visit.size_bytes > _KEPT_BYTES and isinstance(self.device, CudaDevice):
             del ready
             torch.cuda.empty_cache()
@@ -230,19 +257,18 @@ class _Rank:
         groups: Sequence[Sequence[int]],
         visit: Visit,
         everybody: Team | None,
-        ready: collectives.Exchange | None,
+        operation: Operation | None,
+        *,
+        clocked: bool,
     ) -> list[list[float]]:
         """Repeats until the median is known or the visit's seconds are over: all ranks see the same, and agree."""
-        operation, runs = (ready.run if ready else None), 1
-        if step.graph and operation is not None:
-            captured = self.device.captured(operation, _IN_A_GRAPH)
-            operation, runs = (captured, _IN_A_GRAPH) if captured else (operation, 1)
+        runs = _IN_A_GRAPH if step.graph and self.device.has_graphs else 1
         before = collectives.barrier(everybody, self.device) if everybody else None
         found: list[list[float]] = [[] for _ in groups]
         count, spent_s = 1, 0.0
         while True:
             own = self.device.times_s(operation, count, before=before) if operation else [0.0] * count
-            own = [t / runs for t in own] if ready and ready.clocked else [0.0] * count
+            own = [t / runs for t in own] if clocked else [0.0] * count
             told = collectives.gathered(own, self.world, self.control)
             for times, group in zip(found, groups, strict=True):
                 times += [max(told[rank][i] for rank in group) for i in range(count)]
@@ -269,6 +295,10 @@ class _Rank:
                     what = f"{self.roster.name(rank)} has no memory for {size}, so it was left out."
                     cure = "Free memory there, or give a smaller --largest."
                     self._report(Notice("out-of-memory", f"{what} {cure}", self.roster.members[rank].node))
+            if _NO_GRAPH in states:
+                who = self.roster.name(states.index(_NO_GRAPH))
+                what = f"{who} could not capture {size} in a graph, so it was left out: eager times stand for it."
+                self._report(Notice("no-graph", f"{what} Look at the versions of torch and NCCL.", None))
             for group in groups:
                 if any(states[rank] == _WRONG for rank in group):
                     wrong = ", ".join(self.roster.name(rank) for rank in group if states[rank] == _WRONG)
@@ -344,9 +374,26 @@ def _half_width(times: Sequence[float]) -> float:
 
 
 def _set_environment(job: Job, log: Path) -> None:
-    """Before any library reads it. What a person set stays."""
-    chosen = {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_FILE": str(log), "NCCL_DEBUG_SUBSYS": "INIT,ENV,GRAPH,NET"}
+    """Before any library reads it. The log is ours alone; what a person set of the rest stays."""
+    subsystems = os.environ.get("NCCL_DEBUG_SUBSYS", "") if "TUNING" in os.environ.get("NCCL_DEBUG_SUBSYS", "") else ""
+    os.environ |= {
+        "NCCL_DEBUG": "INFO",
+        "NCCL_DEBUG_FILE": str(log),
+        "NCCL_DEBUG_SUBSYS": subsystems or "INIT,ENV,GRAPH,NET",
+    }
     if job.rendezvous.interface is not None:
-        chosen |= {"GLOO_SOCKET_IFNAME": job.rendezvous.interface, "NCCL_SOCKET_IFNAME": job.rendezvous.interface}
-    for name, value in chosen.items():
-        os.environ.setdefault(name, value)
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", job.rendezvous.interface)
+    if job.named_interface is not None:
+        os.environ["GLOO_SOCKET_IFNAME"] = job.named_interface
+        os.environ["NCCL_SOCKET_IFNAME"] = f"={job.named_interface}"  # exactly that one, not all that begin so
+
+
+def _bind(numa_node: int | None) -> None:
+    """To the CPUs beside the GPU: else its copies come from either socket, run by run."""
+    if numa_node is None:
+        return
+    with contextlib.suppress(OSError, ValueError):
+        told = Path(f"/sys/devices/system/node/node{numa_node}/cpulist").read_text("ascii").strip()
+        spans = [part.partition("-") for part in told.split(",") if part]
+        cpus = {cpu for first, _, last in spans for cpu in range(int(first), int(last or first) + 1)}
+        os.sched_setaffinity(0, cpus & os.sched_getaffinity(0))

@@ -18,8 +18,8 @@ import pytest
 from lab import Lab, missing
 from started import MEASURE, ROOT, START_S, Figures, assert_same_survey, clean_environment, figures, run_together, tool
 
-from probe.bench.ray_nodes import RayNode, choose_nodes
-from probe.errors import UsageError
+from probe.bench.ray_nodes import RayNode, _endings, _free_port, choose_nodes
+from probe.errors import MeasureError, UsageError
 
 
 def described(address: str, *, alive: bool = True, **resources: float) -> dict[str, Any]:
@@ -46,6 +46,77 @@ def test_nodes_with_gpus_are_taken_and_the_drivers_own_leads() -> None:
 def test_a_whole_node_is_reserved_and_a_head_without_cpus_can_take_part() -> None:
     assert RayNode("10.0.0.1", 8, 64).bundle == {"node:10.0.0.1": 0.001, "GPU": 8, "CPU": 1}
     assert RayNode("10.0.0.1", 0, 0).bundle == {"node:10.0.0.1": 0.001}
+
+
+class StubRay:
+    """What `measure_on_ray` asks of ray, told in advance: results of tasks by name, None for one that never ends."""
+
+    class exceptions:
+        class RayError(Exception):
+            pass
+
+        class GetTimeoutError(RayError):
+            pass
+
+    def __init__(self, **results: Any) -> None:
+        self.results = results
+        self.patience: list[float | None] = []
+
+    def wait(self, tasks: list[str], *, num_returns: int, timeout: float | None) -> tuple[list[str], list[str]]:
+        self.patience.append(timeout)
+        done = [task for task in tasks if self.results[task] is not None]
+        assert timeout is not None or len(done) >= num_returns, "it would wait for ever"
+        return done, [task for task in tasks if task not in done]
+
+    def get(self, task: str, *, timeout: float) -> Any:
+        result = self.results[task]
+        if result is None:
+            raise self.exceptions.GetTimeoutError("Get timed out: some object(s) not ready.")
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+
+class StubActor:
+    """An actor whose method calls become the name of a task."""
+
+    class free_port:
+        @staticmethod
+        def remote() -> str:
+            return "port"
+
+
+PAIR = [RayNode("10.0.0.1", 8, 64), RayNode("10.0.0.2", 8, 64)]
+
+
+def test_nodes_that_never_end_are_not_waited_for_longer_than_told() -> None:
+    ray = StubRay(a=None, b=None)
+    with pytest.raises(MeasureError, match="none of Ray's 2 nodes ended within 90 s"):
+        list(_endings(ray, PAIR, ["a", "b"], 30.0, 90.0))
+    assert ray.patience == [90.0]
+
+
+def test_a_node_that_outlasts_the_others_or_whose_result_is_lost_ends_by_name() -> None:
+    lost = StubRay.exceptions.RayError("the object's owner died")
+    first, second, third = _endings(
+        StubRay(a=(0, "done", b"{}"), b=None, c=lost), [*PAIR, PAIR[0]], ["a", "b", "c"], 30.0, None
+    )
+    assert (first.exit_code, first.survey) == (0, b"{}")
+    assert (second.address, second.exit_code) == ("10.0.0.2", 124) and "did not end" in second.words
+    assert third.exit_code == 70 and "owner died" in third.words
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (None, "10.0.0.1 started nothing within 30 s"),
+        (StubRay.exceptions.RayError("No module named 'probe'"), "10.0.0.1 runs no wirelore: No module named 'probe'"),
+    ],
+)
+def test_a_first_node_that_tells_no_port_is_named(answer: object, says: str) -> None:
+    with pytest.raises(MeasureError, match=says):
+        _free_port(StubRay(port=answer), PAIR[0], StubActor(), 30.0)
+    assert _free_port(StubRay(port=29510), PAIR[0], StubActor(), 30.0) == 29510
 
 
 RAY = tool("ray")
