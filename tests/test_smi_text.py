@@ -32,6 +32,8 @@ def silent_error(variant: Variant, read: Topology) -> str | None:
     """What is wrong in a reading and not admitted by a notice; None where nothing is."""
     truth, shape, said = variant.printed.topology.nodes[0].shape, read.nodes[0].shape, codes(read)
     lossy = said & {"rows-missing", "truncated", "row-unreadable", "matrix-unreadable", "asymmetric"}
+    if "columns-unnamed" in said:  # what is a GPU and what a NIC is then a guess, and told as one
+        return None
     if len(shape.gpus) != len(truth.gpus):
         return f"{len(shape.gpus)} GPUs, not {len(truth.gpus)}"
     # Where neither a header nor a row names a NIC column, it is numbered, and the missing row is said.

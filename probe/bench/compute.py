@@ -234,8 +234,7 @@ def _median_s(device: Device, operation: Operation, share_s: float) -> float:
     runs = 1
     if first < _SHORT_S:
         runs = math.ceil(_LONG_ENOUGH_S / max(first, 1e-6))
-        graph = device.captured(operation, runs)
-        operation, runs = (operation, 1) if graph is None else (graph, runs)
+        operation, runs = (device.captured(operation, runs), runs) if device.has_graphs else (operation, 1)
     times: list[float] = []
     while len(times) < _MOST_TIMES:
         times += device.times_s(operation, _LEAST_TIMES)

@@ -27,6 +27,7 @@ from probe.sources.smi_rows import (
     read_header,
     valid_cpus,
 )
+from probe.units import count
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +177,7 @@ def _columns(
     own = {p: labels.most_common(1)[0][0] for p, labels in at.items() if len(labels) == 1}
     if len(rows) == 1 and not header.gpus:
         raise Unreadable("one row without a header is no matrix")
-    columns = _header_columns(header, width, own) or _row_columns(header, width, own, whole)
+    columns = _header_columns(header, width, own) or _row_columns(header, width, own, whole, notices)
     if len(set(columns)) != len(columns):
         twice = next(c for c, n in Counter(columns).items() if n > 1)
         raise Unreadable(f"two columns are named {twice}")
@@ -222,7 +223,9 @@ def _header_columns(header: Header, width: int, own: dict[int, str]) -> list[str
     return best[1] if best else None
 
 
-def _row_columns(header: Header, width: int, own: dict[int, str], rows: Sequence[Row]) -> list[str]:
+def _row_columns(
+    header: Header, width: int, own: dict[int, str], rows: Sequence[Row], notices: list[tuple[str, str]]
+) -> list[str]:
     """Labels from the rows' own X; what no row tells is numbered on, where GPUs and NICs can be told apart."""
     low = 1 + max((p for p, label in own.items() if label.startswith("GPU")), default=-1)
     nv = (i for r in rows if r.label.startswith("GPU") for i, c in enumerate(r.cells) if c and c.startswith("NV"))
@@ -249,6 +252,9 @@ def _row_columns(header: Header, width: int, own: dict[int, str], rows: Sequence
         )
     fitting = (n for n in header.nic_readings if header.gpus and len(n) == width - gpus)
     names = next((n for n in fitting if all(map(_is_one_name, n))), None)
+    if names is None and low < gpus < width and not numbered:
+        what = f"{count(width - gpus, 'column')} beyond GPU{gpus - 1} have no name in the header"
+        notices.append(("columns-unnamed", f"{what}: they are taken as NICs, and may be GPUs whose rows are lost"))
     columns = []
     for p in range(width):
         spare = f"GPU{p}" if p < gpus else names[p - gpus] if names else f"NIC{p - gpus}"
