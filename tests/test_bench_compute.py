@@ -71,7 +71,7 @@ def test_a_lab_rank_tells_its_memory_and_its_gemm() -> None:
         ("hbm_copy", "GB/s", None, None, GPU),
         ("gemm", "TFLOP/s", "float32", (64, 128, 256), GPU),
     ]
-    assert all(0.1 < r.value < 20_000 for r in found[:2]), "GB/s of some memory or cache"
+    assert all(0.001 < r.value < 100_000 for r in found[:2]), f"GB/s of some memory or cache: {found}"
     assert 0.0001 < found[2].value < 50
     assert notices == ()
 

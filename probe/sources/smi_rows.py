@@ -289,6 +289,10 @@ def _is_one_kind(nics: Sequence[str]) -> bool:
     return len({bool(re.fullmatch("NIC[0-9]+", nic)) for nic in nics}) < 2
 
 
+_CUT_TAIL = re.compile(r"CPU\s*\Z")
+"""What is left of 'CPU Affinity' where the line broke after its first word, glued to the last NIC's name or not."""
+
+
 def read_header(block: Block, wrap_width: int) -> Header:
     if not block.header:
         return Header()
@@ -300,7 +304,7 @@ def read_header(block: Block, wrap_width: int) -> Header:
     for text in (closed, _join(block.header, wrap_width)[0], " ".join(p.text for p in block.header)):
         gpus = list(re.finditer(r"GPU[0-9]{1,9}", text))
         tail = _HEADER_TAIL.search(text, gpus[-1].end())
-        part = text[gpus[-1].end() : tail.start() if tail else len(text)]
+        part = text[gpus[-1].end() : tail.start()] if tail else _CUT_TAIL.sub("", text[gpus[-1].end() :])
         nics = re.findall(r"NIC[0-9]+", part) if re.fullmatch(r"(?:\s*NIC[0-9]+)*\s*", part) else part.split()
         readings.append(tuple(nics))
     squeezed = re.sub(r"\s", "", closed[numbers[-1].end() :])
