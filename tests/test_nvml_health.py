@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -193,8 +194,9 @@ def test_a_record_replays_the_health_through_the_bindings(fake_machine: FakeMach
 def test_process_ids_do_not_reach_a_redacted_record(fake_machine: FakeMachine) -> None:
     record = record_this_machine(redact=False, environ={**os.environ, **fake_machine(sick())})
     clean = redacted(record)
-    assert b"31337" in encode_record(record)
-    assert b"31337" not in encode_record(clean) and b"4242" not in encode_record(clean)
+    # As numbers of their own: this host's free memory may hold the same digits by chance.
+    assert re.search(rb"\b31337\b", encode_record(record))
+    assert not re.search(rb"\b(31337|4242)\b", encode_record(clean))
     assert facts_of(clean).reading("processes", 0).value == [[1, 30 * 10**9], [2, None]]
     busy = [[w.message for w in replay(r).warnings if w.code == "gpu-busy"] for r in (record, clean)]
     assert busy[0] == busy[1] != []
