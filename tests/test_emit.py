@@ -165,6 +165,18 @@ def test_several_servers_on_a_node_are_all_started(tmp_path: Path, vllm: Path) -
     assert len(set(ports)) == len(ports)
 
 
+def test_servers_that_all_ended_well_are_no_failure(tmp_path: Path, vllm: Path) -> None:
+    """There is nobody left to stop then, and `kill` says so: that must not become the script's own exit code."""
+    (vllm / "vllm").write_text("#!/bin/sh\nexit 0\n")
+    decided = decided_by("mixtral-8x7b", "--from", "machine:hgx-h100", "--objective", "throughput", folder=tmp_path)
+    (script,) = emitted(decided, tmp_path)
+    gone = 'for server in $servers; do while kill -0 "$server" 2>/dev/null; do :; done; done'
+    text = script.read_text()
+    assert text.count("\nwait -n\n") == 1
+    script.write_text(text.replace("\nwait -n\n", f"\n{gone}\nwait -n\n"))
+    assert run_script(script, vllm, shell="bash") == []
+
+
 def test_a_server_that_dies_takes_its_neighbours_with_it(tmp_path: Path, vllm: Path) -> None:
     """Else half a node would go on answering, and nobody would know. The stubs would run for a minute."""
     decided = decided_by("mixtral-8x7b", "--from", "machine:hgx-h100", "--objective", "throughput", folder=tmp_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path as FilePath
 from random import Random
@@ -358,9 +357,7 @@ def test_recorded_machines_are_read_as_expected() -> None:
         if not is_xml:
             continue
         expected = record["expected"]
-        begin = time.process_time()
         topology = read(text)
-        assert time.process_time() - begin < 0.1
         assert [s.pci_bus_id for s in topology.nodes[0].gpus] == expected["gpu_busids"]
         assert topology.gpu_count == expected["gpus"]
         assert len(numa_nodes(parse_xml(text, where=record["file"]))) == expected["numanodes"]

@@ -334,9 +334,7 @@ def test_recorded_machines_are_read_as_expected() -> None:
         if not record["kind"].startswith("rocm-smi"):
             continue
         expected = record["expected"]
-        begin = time.process_time()
         topology = read_rocm(text, where=record["file"])
-        assert time.process_time() - begin < 0.1
         assert not looks_like_topo(text)
         shape = topology.nodes[0].shape
         assert len(shape.gpus) == expected["gpus"]
