@@ -68,9 +68,7 @@ class Run:
     rate: float
 
     def predicted(self, host: HostTimes) -> Estimate:
-        model = self.given.model
-        # SGLang runs prompts before decoding goes on, unless --enable-mixed-chunk (its server_args.py) is given.
-        traits = replace(self.given.traits, prompts_first=self.setup.engine == "sglang")
+        model, traits = self.given.model, self.given.traits
         stages, layers = _stages(self.shape), traits.split(model.layers, self.shape.pp)
         return estimate(self.machine, model, self.shape, layers, stages, self.workload, traits, host=host)
 

@@ -136,9 +136,11 @@ def traits_of(engine: str) -> EngineTraits:
     name = engine.split()[0].split("/")[0] if engine else "vllm"
     if name in ENGINES:
         return engine_traits(name)
+    # SGLang runs prompts before decoding goes on, unless --enable-mixed-chunk (its server_args.py) is given.
     return replace(
         engine_traits("vllm"),
         engine=name,
+        prompts_first=name == "sglang",
         version="as vLLM",
         no_pipeline_architectures=frozenset(),
         attention_dp_with_stages=True,

@@ -18,13 +18,20 @@ waits for half of the wave's prompts, the wave's decoding is stretched by the ot
 
 Stages. With p of them, min(p, C) micro-batches circle: a token takes the longer of one way through (stages and
 hand-offs) and as many turns of the slowest stage. m chunks of prompts that follow each other leave a bubble of
-(p - 1) / (p - 1 + m) (GPipe, arXiv 1811.06965, section 2). What is asked beyond what memory holds waits its turn.
+(p - 1) / (p - 1 + m) (GPipe, arXiv 1811.06965, section 2). The last stage samples, and waits for its host meanwhile.
+
+How far stages stall is the model's greatest doubt. Requests that began together end together, so prompts come in waves
+and m counts all that wait; of requests that end at any time, a share f of the micro-batches carries a prompt, and
+those behind it wait (Sarathi-Serve, arXiv 2403.02310, section 3.3). A path through p stages that stays with the long
+ones, a seconds each, and walks on to the next where it must, has a share p f / (1 + (p - 1) f) of them; so each costs
+(p a - d) / (1 + (p - 1) f) more. Published throughputs of pipelines agree with waves: these are taken, and half of
+what the other extreme adds is the uncertainty of the 'bubble'. What is asked beyond what memory holds waits its turn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from configgen.model import ModelSpec
@@ -36,6 +43,7 @@ from probe.measurement import Survey
 from probe.topology import Provenance, require
 
 __all__ = ("HOST", "Estimate", "HostTimes", "Machine", "Part", "bubble", "estimate")
+
 
 REQUESTS_PER_SLOT = 10
 """Of a benchmark that starts all slots at once: num_prompts = 10 x concurrency (InferenceMAX, README)."""
@@ -75,6 +83,9 @@ class Part:
     provenance: Provenance
     source: str
     uncertainty: float = 0.0
+    size_bytes: float = 0.0
+    """Of one message, and what its wires carry; 0 of what is no message."""
+    busbw_gbps: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,18 +146,20 @@ def _steady(replica: Replica, workload: Workload, asked: int, held: int, host: H
     sequences = held / micro / shape.attention_dp
     host_s = host.step_s + host.sequence_s * sequences
     decode = replica.step(_load(workload, sequences, 0))
-    d = max(through(decode) + host_s, micro * slowest(decode))
+    d = max(through(decode) + host_s, micro * _turn(decode, host_s))
 
     tokens, chunks = _chunks(workload, traits, held)
     mixed = replica.step(_load(workload, sequences, tokens))
     launches = host.launch_s * sum(stage.work.kernels for stage in mixed)
     alone = max(through(mixed), launches) + host_s
-    turn = alone if shape.pp == 1 else max(slowest(mixed), alone / shape.pp)
+    turn = alone if shape.pp == 1 else max(_turn(mixed, host_s), alone / shape.pp)
+    # Passes that a prompt takes, seconds that each of them costs the replica, and the decode steps that they stand for.
+    passes = workload.input_tokens / tokens / min(shape.attention_dp, held)
     together = max(float(chunks), held * workload.input_tokens / traits.max_batched_tokens)
-    idle = bubble(shape.pp, together)
-    # Seconds in which the replica takes in one prompt, and the decode steps that are covered by them.
-    prompt = workload.input_tokens / tokens * turn / (1 - idle) / min(shape.attention_dp, held)
-    covered = workload.input_tokens / tokens / min(together, shape.pp) / min(shape.attention_dp, held)
+    each = turn / (1 - bubble(shape.pp, together))
+    carrying = min(1.0, held * passes / (output * micro))
+    uneven = max(0.0, max(alone, micro * turn) - d) / (1 + (micro - 1) * carrying) + d / micro
+    prompt, covered = passes * each, passes / min(together, shape.pp)
 
     own = alone + (chunks - 1) * turn
     others = held - 1.0
@@ -159,15 +172,30 @@ def _steady(replica: Replica, workload: Workload, asked: int, held: int, host: H
         wait = _queue(held, prompt, (output - 1) * tpot) / 2 + others / 2 * prompt / REQUESTS_PER_SLOT
     ttft = host.request_s + d / 2 + own + wait
     rate = held * output / (ttft + (output - 1) * tpot)
+    stall = Part(
+        "decode",
+        "bubble",
+        min(others * passes * (each - turn) / output, tpot - d),
+        Provenance.CATALOG,
+        "stages that fill and drain, and wait for longer micro-batches (GPipe; Sarathi-Serve)",
+        max(0.0, uneven - each) / 2 / (each - turn) if each > turn else 0.0,
+    )
     turned_away = (asked - held) / held * (ttft + (output - 1) * tpot) / 2
+    prefill = tuple(_parts("prefill", mixed, chunks))
     parts = (
         *_parts("decode", decode, 1),
-        *_waits(host, host_s, d - through(decode) - host_s, tpot - d, decode),
-        *_parts("prefill", mixed, chunks),
-        Part("prefill", "bubble", prompt * idle, mixed[0].rates.provenance, "stages that fill and drain"),
+        *_waits(host, host_s, d - through(decode) - host_s, tpot - d - stall.seconds, decode, _uncertainty(prefill)),
+        stall,
+        *prefill,
+        replace(stall, phase="prefill", seconds=passes * (each - turn)),
     )
     parts = tuple(part for part in parts if part.seconds > 0)
     return Estimate(ttft + turned_away, tpot, rate / shape.gpus_per_replica, _uncertainty(parts), parts)
+
+
+def _turn(passed: Sequence[StagePass], host_s: float) -> float:
+    """What a micro-batch occupies the slowest stage for; the last one samples, and waits for its host meanwhile."""
+    return max(slowest(passed), passed[-1].seconds + host_s) if len(passed) > 1 else slowest(passed)
 
 
 def _load(workload: Workload, sequences: float, prompt_tokens: float) -> Load:
@@ -205,20 +233,22 @@ def _parts(phase: str, passed: Sequence[StagePass], times: int) -> Iterator[Part
     for name, found in readings.items():
         worst = max(found, key=lambda r: r.seconds)
         seconds = sum(r.seconds for r in found) * times
-        yield Part(phase, name, seconds, worst.provenance, worst.source, worst.uncertainty)
+        yield Part(
+            phase, name, seconds, worst.provenance, worst.source, worst.uncertainty, worst.size_bytes, worst.busbw_gbps
+        )
 
 
 def _waits(
-    host: HostTimes, host_s: float, turns_s: float, prompts_s: float, decode: Sequence[StagePass]
+    host: HostTimes, host_s: float, turns_s: float, prompts_s: float, decode: Sequence[StagePass], prompts: float
 ) -> Iterator[Part]:
     rates = decode[0].rates
     fitted = "fitted on public serving measurements (benchmarks/prediction.py)"
     yield Part("decode", "host", host_s, Provenance.CATALOG, fitted, host.uncertainty)
     yield Part("decode", "turns", turns_s, rates.provenance, "micro-batches before it in the slowest stage")
-    yield Part("decode", "prompts", prompts_s, rates.provenance, "prompts of other requests", rates.uncertainty)
+    yield Part("decode", "prompts", prompts_s, rates.provenance, "prompts of other requests", prompts)
 
 
 def _uncertainty(parts: Sequence[Part]) -> float:
     """The parts' half-widths, weighted by their time: they may all err in the same direction."""
-    own = [part for part in parts if part.phase == "decode"]
+    own = [part for part in parts if part.phase == parts[0].phase]
     return sum(p.seconds * p.uncertainty for p in own) / sum(p.seconds for p in own)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from configgen.model import ModelSpec
 from configgen.plan import EngineTraits, Parallelism
 from configgen.rates import Rates, rates_of
-from configgen.roofline import Load, Work, stage_work
+from configgen.roofline import Load, Work, composition, stage_work
 from configgen.wires import Reading, Wires
 from probe.measurement import Survey
 from probe.topology import GpuRef
@@ -25,11 +25,13 @@ class Machine:
     """A survey prepared for many estimates: what was looked up once is kept."""
 
     survey: Survey
+    faster: float = 1.0
+    """What if: all wires so many times as fast."""
     wires: Wires = field(init=False)
     _rates: dict[Stage, Rates] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "wires", Wires(self.survey))
+        object.__setattr__(self, "wires", Wires(self.survey, self.faster))
 
     def rates(self, gpus: Stage) -> Rates:
         if gpus not in self._rates:
@@ -64,9 +66,14 @@ class Replica:
     def step(self, load: Load) -> tuple[StagePass, ...]:
         """A micro-batch's way through all stages; `load` is that of each attention group."""
         first, found = 0, []
+        works: dict[tuple[object, ...], Work] = {}
         for number, (stage, layers) in enumerate(zip(self.stages, self.layers, strict=True)):
             rates = self.machine.rates(stage)
-            work = stage_work(self.model, self.shape, rates, first, first + layers, load)
+            last = first + layers
+            alike = (id(rates), composition(self.model, first, last), last == self.model.layers)
+            if alike not in works:
+                works[alike] = stage_work(self.model, self.shape, rates, first, last, load)
+            work = works[alike]
             wires = list(self._inside(stage, layers, load))
             if number + 1 < len(self.stages):
                 wires.append(("hand-off", self._hand_off(stage, self.stages[number + 1], load)))

@@ -99,12 +99,21 @@ class _Product:
     routed: bool
 
 
+def composition(model: ModelSpec, first: int, last: int) -> tuple[tuple[tuple[int, LayerKind], int], ...]:
+    """How many layers of which kind: stages that agree in it and in their end do the same work."""
+    key = ("composition", first, last)
+    found = model.memo.get(key)
+    if not isinstance(found, tuple):
+        kinds = Counter((id(model.weights.layers[i]), model.layer_kinds[i]) for i in range(first, last))
+        found = model.memo[key] = tuple(sorted(kinds.items(), key=lambda item: (item[0][0], item[0][1].value)))
+    return found
+
+
 def stage_work(model: ModelSpec, shape: Parallelism, rates: Rates, first: int, last: int, load: Load) -> Work:
     """Layers first..last-1 and, on the last stage, the head, for one rank."""
-    kinds = Counter((id(model.weights.layers[i]), model.layer_kinds[i]) for i in range(first, last))
     layers = {id(layer): layer for layer in model.weights.layers[first:last]}
     total = Work()
-    for (layer, kind), times in kinds.items():
+    for (layer, kind), times in composition(model, first, last):
         total += _layer(model, shape, rates, layers[layer], kind, load).times(times)
     total += _cache(model, shape, rates, first, last, load)
     if last == model.layers:

@@ -37,6 +37,10 @@ HOST_SHARING = {PathKind.PIX: 1.0, PathKind.PXB: 1.0, PathKind.PHB: 0.8, PathKin
 """What a root complex or the link between sockets leaves of PCIe: a group of 8 L40S has 18.8 of 31.5 GB/s on a good
 host, A100 pairs across sockets 23.7 (Vidur; Azure NC96 25)."""
 
+STAGED_IN_HOST_MEMORY = 0.5
+"""Left of that where the driver offers no peer access over PCIe, as on GeForce boards since Ampere: NCCL then passes
+each byte through host memory, so the root complex carries it twice (NCCL, transport/shm.cc)."""
+
 NETWORK_GBPS = 12.5
 """Of a node whose NICs nobody told: 100 Gbit/s."""
 
@@ -58,6 +62,9 @@ class Reading:
     provenance: Provenance
     uncertainty: float
     source: str
+    size_bytes: float = 0.0
+    """Of one message; `seconds` may be those of many."""
+    busbw_gbps: float = 0.0
 
 
 FREE = Reading(0.0, Provenance.READ, 0.0, "one GPU moves nothing")
@@ -68,6 +75,8 @@ class Wires:
     """A survey's wires, ready to be asked many times."""
 
     survey: Survey
+    faster: float = 1.0
+    """What if: all wires so many times as fast."""
     _profiles: dict[int, Profile] = field(default_factory=dict, compare=False)
     _groups: dict[tuple[object, ...], tuple[Curve | None, str]] = field(default_factory=dict, compare=False)
     _links: dict[tuple[GpuRef, ...], _Link] = field(default_factory=dict, compare=False)
@@ -89,7 +98,9 @@ class Wires:
         if read.extrapolated or how:
             half = max(half, BORROWED_UNCERTAINTY)
         scale = bus_factor(operation, len(group)) / bus_factor(operation, curve.ranks)
-        return Reading(read.time_s * scale, Provenance.MEASURED, half, f"measured {operation}{how}")
+        seconds = read.time_s * scale / self.faster
+        gbps = bus_factor(operation, len(group)) * size_bytes / seconds / 1e9
+        return Reading(seconds, Provenance.MEASURED, half, f"measured {operation}{how}", size_bytes, gbps)
 
     def all_reduce(
         self, group: Sequence[GpuRef], size_bytes: float, traits: EngineTraits, *, at_once: int = 1
@@ -113,11 +124,14 @@ class Wires:
         alpha_s = ENGINE_KERNEL_ALPHA_S + n * ENGINE_KERNEL_ALPHA_PER_RANK_S
         byte_s = size_bytes / (wire_gbps * 1e9)
         one_shot, two_shot = alpha_s + (n - 1) * byte_s, 1.5 * alpha_s + 2 * (n - 1) / n * byte_s
+        seconds = min(one_shot, two_shot) / self.faster
         own = Reading(
-            min(one_shot, two_shot),
+            seconds,
             Provenance.CATALOG,
             UNCERTAINTY[Provenance.CATALOG],
             f"{traits.engine}'s own all-reduce kernel, a public fit of its start-up time",
+            size_bytes,
+            bus_factor("all_reduce", n) * byte_s / seconds * wire_gbps,
         )
         return min(library, own, key=lambda r: r.seconds)
 
@@ -178,7 +192,10 @@ class Wires:
         steps = n if operation == "all_reduce" else 2 if operation == "p2p" else max(2, n // 2)
         gbps = link.gbps * FABRIC_EFFICIENCY / max(1.0, at_once / link.lanes)
         seconds = base_s + rank_s * steps + bus_factor(operation, n) * size_bytes / (gbps * 1e9)
-        return Reading(seconds, link.provenance, _doubt(link), f"public figures of {link.path.label}: {link.source}")
+        seconds /= self.faster
+        busbw = bus_factor(operation, n) * size_bytes / seconds / 1e9
+        told = f"public figures of {link.path.label}: {link.source}"
+        return Reading(seconds, link.provenance, _doubt(link), told, size_bytes, busbw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,5 +250,7 @@ def _link_of(survey: Survey, group: tuple[GpuRef, ...]) -> _Link:
         sockets = len({gpu.numa_node for gpu in shape.gpus})
         lanes = 1.0 if slowest.kind is PathKind.SYS else float(sockets)
     gbps = pcie_gbps(generation, width) * HOST_SHARING.get(slowest.kind, HOST_SHARING[PathKind.SYS])
+    if "geforce" in (topology.gpu(group[0]).name or "").lower():
+        gbps *= STAGED_IN_HOST_MEMORY
     told = Provenance.CATALOG if figures is not None else Provenance.ASSUMED
     return _Link(slowest, gbps, nodes, lanes, told, f"PCIe {generation} x{width}")
