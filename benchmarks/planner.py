@@ -106,7 +106,7 @@ def room(given: Case, shape: Parallelism, stages: Stages, layers: tuple[int, ...
 
 
 def plan_order(known: dict[str, Case]) -> Planner:
-    """The order of today's search; an inner cut that it never tries stands with plain TP of the same size."""
+    """How `plan` ranks what it tries; an inner cut that it never tries stands with plain TP of the same size."""
 
     def worth(group: Group) -> Worth:
         given = known[group.name]
@@ -132,10 +132,17 @@ def plan_order(known: dict[str, Case]) -> Planner:
 
 
 def own_choice(choice: Choice, given: Case) -> tuple[int, int] | None:
-    """(tp, pp) of the best plan on the whole machine; None where there is none."""
-    try:
-        field = search(Survey(given.topology), given.model, choice.load.on(given.topology.gpu_count), given.traits)
-    except NoPlanError:
-        return None
-    p = field.candidates[0].parallelism
-    return p.tp, p.pp
+    """(tp, pp) of the best plan on the whole machine; None where there is none.
+
+    Under limits a saturated server takes as much as it can within them: the load is halved until a plan keeps them.
+    """
+    work = choice.load.on(given.topology.gpu_count)
+    while True:
+        try:
+            p = search(Survey(given.topology), given.model, work, given.traits).candidates[0].parallelism
+        except NoPlanError:
+            if not choice.load.saturated or work.concurrency == 1:
+                return None
+            work = replace(work, concurrency=work.concurrency // 2)
+        else:
+            return p.tp, p.pp

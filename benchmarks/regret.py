@@ -5,8 +5,9 @@
 The planner is given exactly a group's alternatives, on a synthetic machine of the table's GPUs and fabric, and the one
 it thinks best is looked up in the table: benchmarks/scoring.py defines the regret, benchmarks/truth.py the groups, and
 benchmarks/setups.py what stands for the table's words. `macro` is the mean over (publisher, fabric class), each cell
-counted once. Groups of models without a configuration (in --models or the built-in table) are listed and not scored;
-any other group that the planner cannot answer lowers the coverage.
+counted once. `estimates` takes the best estimate as it is, where the planner takes the simplest of those within 5 %.
+Groups of models without a configuration (in --models or the built-in table) are listed and not scored; any other group
+that the planner cannot answer lowers the coverage.
 
 Expert choices are apart: there the planner has the whole machine, and must come to the same (TP, PP). NIM's profiles
 name their own number of GPUs, so they are counted alone.
@@ -77,7 +78,7 @@ def main() -> int:
 
 def scored(groups: Sequence[Group], known: dict[str, Case], blind: int) -> dict[str, float]:
     """Prints the tables and gives the figures by name; `blind` groups have a model and no machine here."""
-    planners = {OWN: predictor(known), "today's plan": plan_order(known)} | BASELINES
+    planners = {OWN: plan_order(known), "estimates": predictor(known)} | BASELINES
     scores = {name: [score(group, planner) for group in groups] for name, planner in planners.items()}
     own = scores[OWN]
     print_classes(scores)

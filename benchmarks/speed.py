@@ -2,7 +2,8 @@
 
     benchmarks/speed.py [--files DIR | --merge]
 
-Cases: plan_text (a text matrix to flags), probe_nvml (the fake driver with 8 GPUs), plan_cluster (2,048 nodes, and how
+Cases: plan_text (a text matrix to flags), plan_survey (what was measured to flags), plan_rack (a MoE on 72 GPUs of one
+NVLink domain), probe_nvml (the fake driver with 8 GPUs), plan_cluster (2,048 nodes, and how
 time grows from 64 nodes on), merge (2,048 node surveys of 0.6 MB, one of them slow; once, since it takes seconds and
 1.3 GB of temporary files; --merge does this alone). Prints a table and one `name: value` line per figure; exits 1
 where a bar isn't reached.
@@ -153,11 +154,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         topo = Path(folder) / "topo.txt"
         topo.write_text(matrix(), encoding="utf-8")
+        survey = Path(folder) / "survey.json"
+        survey.write_bytes(survey_text(1.0))
         plain = {**os.environ, "HF_HOME": folder}
         library = build_fake_nvml(Path(folder))
         fake = {**plain, **fake_environment(library, hgx_h100().write(Path(folder) / "hgx.nvml"))}
         cases = {
             "plan_text": (["plan", MODEL, "--from", str(topo), "--format", "flags"], plain, 0.25, 45.0),
+            "plan_survey": (["plan", MODEL, "--from", str(survey), "--format", "flags"], plain, 0.30, 50.0),
+            "plan_rack": (["plan", "deepseek-v3", "--from", "machine:gb200-nvl72"], plain, 1.0, None),
             "probe_nvml": (["probe"], fake, 0.30, None),
             **{
                 f"plan_cluster_{n}": (["plan", MODEL, "--from", f"machine:{n}xhgx-h100"], plain, bar, None)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from configgen.explain import custom_all_reduce, lost_by, provenance_of, reasons
+from configgen.explain import broken_p2p, custom_all_reduce, is_measured, lost_by, provenance_of, reasons
+from configgen.forecast import Forecast, doubt, margin
 from configgen.judge import Candidate
 from configgen.memory import sequence_bytes
 from configgen.model import ModelSpec
@@ -16,7 +17,6 @@ from configgen.plan import (
     Limits,
     Plan,
     PlannedModel,
-    Predictions,
     Replica,
     Workload,
 )
@@ -43,8 +43,9 @@ def plan(
         )
     topology = survey.topology
     field = search(survey, model, workload, traits, limits)
-    chosen = field.candidates[0]
-    replicas = tuple(_replicas(topology, chosen, traits))
+    workload, best = field.workload, field.forecasts[0]
+    chosen = best.candidate
+    replicas = tuple(_replicas(survey, chosen, traits))
     order = _gpu_order(topology, replicas)
     p = chosen.parallelism
     return Plan(
@@ -67,9 +68,9 @@ def plan(
         gpu_order=order,
         gpu_uuids=tuple(tuple(_device_uuid(topology, GpuRef(n, i)) for i in used) for n, used in enumerate(order)),
         memory=chosen.memory,
-        predictions=replace(_predictions(chosen), max_context=_max_context(model, chosen)),
-        confidence=_confidence(topology, model, field, chosen),
-        reasons=tuple(reasons(topology, model, workload, traits, field, chosen)),
+        predictions=replace(best.predictions, max_context=_max_context(model, chosen)),
+        confidence=_confidence(topology, model, field),
+        reasons=tuple(reasons(survey, model, workload, traits, field)),
         alternatives=_alternatives(field, workload),
         degraded=tuple(_degraded(topology, workload, chosen, limits)),
         provenance=(*topology.provenance, *survey.origins, Origin("model", Provenance.READ, model.source)),
@@ -78,6 +79,7 @@ def plan(
             len({g.name for g in shape.gpus}) > 1 for shape in {id(n.shape): n.shape for n in topology.nodes}.values()
         ),
         uses_mig=any(topology.state(ref).mig_instances for replica in replicas for ref in replica.gpus),
+        p2p=not broken_p2p(survey, {ref for replica in replicas for stage in replica.stages for ref in stage}),
         half_precision=model.dtype == "bfloat16" and any(_before_bfloat16(topology, r) for r in replicas),
         hostnames=tuple(node.hostname for node in topology.nodes),
     )
@@ -104,15 +106,17 @@ def _device_uuid(topology: Topology, ref: GpuRef) -> str | None:
     return state.uuid
 
 
-def _replicas(topology: Topology, chosen: Candidate, traits: EngineTraits) -> Iterator[Replica]:
+def _replicas(survey: Survey, chosen: Candidate, traits: EngineTraits) -> Iterator[Replica]:
+    topology = survey.topology
     room = min(m.usable_bytes - m.needed_bytes + m.kv_bytes for m in chosen.memory)
     for wired, stages in materialise(chosen):
         fractions = {_utilization(topology, ref, traits) for stage in stages for ref in stage}
+        p2p = not broken_p2p(survey, {ref for stage in stages for ref in stage})
         yield Replica(
             stages=stages,
             tp_path=wired.inside.label if wired.inside else None,
             hops=tuple(path.label for path in wired.hops),
-            custom_all_reduce=custom_all_reduce(chosen.parallelism, wired.inside, traits),
+            custom_all_reduce=p2p and custom_all_reduce(chosen.parallelism, wired.inside, traits),
             memory_utilization=min(fractions),
             kv_cache_bytes=room if len(fractions) > 1 else None,
         )
@@ -120,11 +124,6 @@ def _replicas(topology: Topology, chosen: Candidate, traits: EngineTraits) -> It
 
 def _utilization(topology: Topology, ref: GpuRef, traits: EngineTraits) -> float:
     return memory_utilization(topology.gpu(ref).memory_bytes or 0, topology.state(ref).memory_free_bytes, traits)
-
-
-def _predictions(c: Candidate) -> Predictions:
-    """What memory alone tells; times wait for measured wires."""
-    return Predictions(max_concurrency=c.max_concurrency)
 
 
 def _max_context(model: ModelSpec, c: Candidate) -> int:
@@ -145,37 +144,43 @@ def _firsts(layers: tuple[int, ...]) -> list[int]:
     return [sum(layers[:stage]) for stage in range(len(layers))]
 
 
-def _confidence(topology: Topology, model: ModelSpec, field: Field, chosen: Candidate) -> str:
-    """High where one fast island or one GPU decides and the facts were read; low where a measurement must settle it."""
-    if model.warnings or (not field.has_fast_island and chosen.parallelism.gpus_per_replica > 1):
+def _confidence(topology: Topology, model: ModelSpec, field: Field) -> str:
+    """High where the runner-up is out of the uncertainty's reach; low where measuring must settle it."""
+    best = field.forecasts[0]
+    p = best.candidate.parallelism
+    measured = is_measured(best)
+    if model.warnings or provenance_of(topology, "gpus.memory_bytes") is Provenance.ASSUMED:
         return "low"
-    if provenance_of(topology, "gpus.memory_bytes") is Provenance.ASSUMED or not chosen.tp_is_fast:
+    if not measured and p.gpus_per_replica > 1 and not (field.has_fast_island and best.candidate.tp_is_fast):
         return "low"
-    return "high" if chosen.parallelism.pp == 1 else "medium"
+    others = field.forecasts[1:2]
+    return "medium" if any(abs(margin(f, best)) <= doubt(f, best) for f in others) or p.pp > 1 else "high"
 
 
 def _alternatives(field: Field, workload: Workload) -> tuple[Alternative, ...]:
-    """The best loser of every tp, in order of rank, then what the laws forbid, each law once."""
-    chosen = field.candidates[0]
-    best_of_tp = {c.parallelism.tp: c for c in reversed(field.candidates[1:])}
-    losers = sorted(best_of_tp.values(), key=field.candidates.index)
-    lost = [
-        Alternative(
-            c.parallelism,
-            lost_by=lost_by(c, chosen, workload, field.has_fast_island),
-            predictions=_predictions(c),
-        )
-        for c in losers
-    ]
+    """The runner-up and the best loser of every tp, in order of rank, then what laws and limits forbid, each once."""
+    best, others = field.forecasts[0], field.forecasts[1:]
+    of_tp = {f.candidate.parallelism.tp: f for f in reversed(others)}
+    losers = [f for f in others if f is others[0] or of_tp[f.candidate.parallelism.tp] is f]
+    lost = [_lost(f, best, workload) for f in losers]
     forbidden = [Alternative(p, law=law) for p, law in {law: (p, law) for p, law in field.refused}.values()]
     return tuple(lost[: MAX_ALTERNATIVES // 2] + forbidden[: MAX_ALTERNATIVES - min(len(lost), MAX_ALTERNATIVES // 2)])
 
 
+def _lost(f: Forecast, best: Forecast, workload: Workload) -> Alternative:
+    behind = margin(f, best)
+    return Alternative(
+        f.candidate.parallelism,
+        lost_by=lost_by(f, best, workload),
+        margin=round(behind, 4),
+        within_uncertainty=abs(behind) <= doubt(f, best),
+        predictions=f.predictions,
+    )
+
+
 def _degraded(topology: Topology, workload: Workload, chosen: Candidate, limits: Limits) -> list[str]:
     texts = []
-    if workload.max_ttft_s or workload.max_tpot_s:
-        texts.append("limits on TTFT and TPOT cannot be checked: nothing is measured")
-    if chosen.max_concurrency < workload.concurrency:
+    if chosen.max_concurrency < workload.concurrency and "concurrency" not in workload.assumed:
         texts.append(
             f"memory holds {chosen.max_concurrency} of {workload.concurrency} concurrent sequences of "
             f"{workload.tokens:,} tokens; the others wait"

@@ -47,6 +47,7 @@ class PlanDocument(msgspec.Struct, frozen=True, kw_only=True):
     memory: tuple[StageMemory, ...]
     mixed_gpus: bool
     uses_mig: bool
+    p2p: bool
     half_precision: bool
     predictions: Predictions
     confidence: str

@@ -1,54 +1,101 @@
-"""Why this plan: the rules that decided, in the user's numbers, each with the provenance of what it rests on."""
+"""Why this plan: what decided, in the user's numbers, each with the provenance of what it rests on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from configgen.judge import USEFUL_BATCH, Candidate
+from configgen.cost import Part
+from configgen.forecast import Forecast, doubt, largest_doubt, margin, seconds
+from configgen.judge import Candidate
 from configgen.model import ModelSpec
 from configgen.plan import EngineTraits, Objective, Parallelism, Reason, Workload
 from configgen.search import Field
-from probe.topology import Path, PathKind, Provenance, Topology
-from probe.units import count, gigabytes, parameters
+from configgen.whatif import changes
+from probe.measurement import Survey
+from probe.topology import GpuRef, Path, PathKind, Provenance, Topology
+from probe.units import count, figure, gigabytes, message_size, parameters
+
+SPENT_ON = {
+    "weights": "reading weights",
+    "gemm": "multiplying",
+    "kv": "reading KV",
+    "elementwise": "norms and activations",
+    "launch": "starting kernels",
+    "all-reduce": "all-reduce",
+    "attention-DP exchange": "exchanges between experts",
+    "hand-off": "hand-offs between stages",
+    "host": "the engine's host code",
+    "turns": "waiting for other micro-batches",
+    "prompts": "prompts of other requests",
+    "bubble": "pipeline bubbles",
+}
+WIRES = ("all-reduce", "attention-DP exchange", "hand-off")
 
 
 def provenance_of(topology: Topology, fact: str) -> Provenance:
     """The weakest provenance among the origins of a fact, or else of what it is part of; assumed where none told it."""
-    order = (Provenance.MEASURED, Provenance.READ, Provenance.CATALOG, Provenance.ASSUMED)
     exact = [o.provenance for o in topology.provenance if o.fact == fact]
     whole = [o.provenance for o in topology.provenance if fact.startswith(f"{o.fact}.")]
-    return max(exact or whole, key=order.index, default=Provenance.ASSUMED)
+    return _weakest(exact or whole)
+
+
+def _weakest(provenances: list[Provenance]) -> Provenance:
+    order = (Provenance.MEASURED, Provenance.READ, Provenance.CATALOG, Provenance.ASSUMED)
+    return max(provenances, key=order.index, default=Provenance.ASSUMED)
 
 
 def reasons(
-    topology: Topology, model: ModelSpec, workload: Workload, traits: EngineTraits, field: Field, chosen: Candidate
+    survey: Survey, model: ModelSpec, workload: Workload, traits: EngineTraits, field: Field
 ) -> Iterator[Reason]:
-    """The reasons in the order in which a person asks: does it fit, why this cut, why these GPUs, what is unsure."""
+    """The reasons in the order in which a person asks: does it fit, how fast, why this cut, what is unsure."""
+    topology, best = survey.topology, field.forecasts[0]
+    chosen = best.candidate
     paths = provenance_of(topology, "paths")
     p = chosen.parallelism
     yield _fits(topology, model, workload, chosen)
+    yield _speed(best, workload)
     if p.tp > 1:
-        yield from _tensor_parallel(chosen, field, workload, paths)
+        yield from _tensor_parallel(chosen, paths)
     if p.pp > 1:
-        yield _pipeline(chosen, field, workload, paths)
+        yield _pipeline(field, paths)
     if p.dp > 1:
         yield Reason("replicas", _replicas(workload, p), Provenance.ASSUMED)
     if model.moe is not None and p.tp > 1:
         yield _experts(model, p)
-    latency = workload.objective is Objective.LATENCY
-    if not field.has_fast_island and topology.gpu_count > 1 and (p.gpus_per_replica > 1 or latency):
+    yield from _unsure(field)
+    yield from changes(field, model, workload, traits)
+    if _only_measuring_settles(field, topology, workload):
         yield Reason(
             "pcie-only",
-            f"no two GPUs are joined by a fast fabric{_hidden(topology)}: only a measurement can settle TP against PP "
-            "here; until then the smallest replica that fits is the cautious choice",
+            f"no two GPUs are joined by a fast fabric{_hidden(topology)}: public figures of PCIe differ up to 14-fold "
+            "between hosts, so only `wirelore measure` can settle TP against PP here",
             paths,
         )
-    if p.attention_tp > 1 and not custom_all_reduce(p, chosen.tp_path, traits):
+    if p.attention_tp > 1 and broken_p2p(
+        survey, {ref for kind, _ in chosen.runs for d in kind.domains for ref in d.gpus}
+    ):
+        yield Reason(
+            "p2p-broken",
+            "P2P that the driver promises returned other bytes: NCCL_P2P_DISABLE=1 and no custom all-reduce, until ACS "
+            "is switched off on the PCIe switches, or the IOMMU in the host's firmware",
+            Provenance.MEASURED,
+        )
+    elif p.attention_tp > 1 and not custom_all_reduce(p, chosen.tp_path, traits):
         yield Reason(
             "custom-all-reduce",
             f"{traits.engine}'s own all-reduce needs 2, 4, 6 or 8 GPUs and, beyond 2, NVLink between all: it is off",
             paths,
         )
+
+
+def broken_p2p(survey: Survey, gpus: set[GpuRef]) -> bool:
+    """Whether a write to another of these GPUs was read back as other bytes."""
+    return any(not v.passed and v.source in gpus and v.target in gpus for v in survey.verifications)
+
+
+def is_measured(f: Forecast) -> bool:
+    """Whether all its messages were timed here."""
+    return all(part.provenance is Provenance.MEASURED for part in f.estimate.parts if part.name in WIRES)
 
 
 def custom_all_reduce(p: Parallelism, inside: Path | None, traits: EngineTraits) -> bool:
@@ -57,37 +104,38 @@ def custom_all_reduce(p: Parallelism, inside: Path | None, traits: EngineTraits)
     return p.attention_tp in traits.custom_all_reduce_sizes and (fast or p.attention_tp == 2)
 
 
-def lost_by(loser: Candidate, chosen: Candidate, workload: Workload, has_fast_island: bool) -> str:
-    """The first rule by which the loser stands behind the chosen one."""
-    a, b = loser.parallelism, chosen.parallelism
-    if loser.max_concurrency < min(workload.concurrency, chosen.max_concurrency):
-        return f"holds {loser.max_concurrency} of {workload.concurrency} concurrent sequences"
-    saturated = "concurrency" in workload.assumed and workload.objective is not Objective.LATENCY
-    if saturated and has_fast_island and loser.batch < min(USEFUL_BATCH, chosen.batch):
-        return f"KV room for {count(loser.batch, 'sequence')} per replica: each step would read all weights for few"
-    if not loser.tp_is_fast and chosen.tp_is_fast:
-        return f"its all-reduce would cross {_label(loser)}, outside every fast island"
-    if workload.objective is Objective.LATENCY and a.pp != b.pp:
-        return "more stages in a row"
-    if workload.objective is Objective.LATENCY:
-        if a.tp > b.tp:
-            return "more GPUs in each all-reduce than pay for it"
-        return "fewer GPUs share each token's work" if a.tp < b.tp else "prefers another cut inside the stage"
-    if a.attention_dp < b.attention_dp and (a.tp, a.pp, a.dp) == (b.tp, b.pp, b.dp):
-        return "copies MLA's KV to every rank of a stage"
-    if (a.tp, a.pp, a.dp) == (b.tp, b.pp, b.dp):
-        return f"{'EP' if a.ep > b.ep else 'TP'} inside the stage: published ratios favour the other for this model"
-    if a.dp < b.dp:
-        return f"{count(a.dp, 'replica')} instead of {b.dp:,}"
-    if b.gpus_per_replica == 1 and not has_fast_island:
-        return "a model that fits one GPU is not cut across PCIe"
-    if a.gpus >= b.gpus and loser.memory_bytes < chosen.memory_bytes:
-        return "its smallest GPU would bound all the others"
-    if a.gpus < b.gpus:
-        return f"leaves {count(b.gpus - a.gpus, 'more GPU')} idle"
-    if not has_fast_island and a.tp > b.tp:
-        return "two all-reduces per layer and token would cross PCIe; a stage boundary passes one activation"
-    return "more stages in a row" if a.pp > b.pp else "prefers this cut inside the stage"
+def lost_by(loser: Forecast, best: Forecast, workload: Workload) -> str:
+    """How far the loser stands behind, and on what it spends more than the chosen one."""
+    behind = margin(loser, best)
+    a, b = loser.candidate.parallelism, best.candidate.parallelism
+    if behind <= 0:
+        simpler = "stages" if a.pp > b.pp else "GPUs in each group" if a.tp > b.tp else "to go wrong inside a stage"
+        return f"{-behind:.0%} ahead, within what measurements repeat to, and has more {simpler}"
+    if loser.candidate.max_concurrency < min(workload.concurrency, best.candidate.max_concurrency):
+        short = f"; it holds {loser.candidate.max_concurrency} of {workload.concurrency} sequences"
+    else:
+        short = ""
+    theirs, ours = loser.seconds, best.seconds
+    most = max(theirs, key=lambda name: theirs[name][0] - ours.get(name, (0.0, 0.0))[0])
+    part = next(p for p in loser.estimate.parts if p.phase == "decode" and p.name == most)
+    idle = b.gpus - a.gpus
+    spare = f"; it leaves {count(idle, 'more GPU')} idle" if idle > 0 else ""
+    return f"{behind:.0%} behind: {spent(loser, part)}{short}{spare}"
+
+
+def spent(f: Forecast, part: Part) -> str:
+    """'63 % of each token's time in all-reduce (measured all_reduce: 2.1 GB/s at 512 KiB)'."""
+    share = part.seconds / f.estimate.tpot_s
+    inside = ""
+    if part.name == "prompts":
+        prefill = [p for p in f.estimate.parts if p.phase == "prefill"]
+        most = max(prefill, key=lambda p: p.seconds)
+        inside = f", {f.estimate.share(most.name, 'prefill'):.0%} of them in {SPENT_ON.get(most.name, most.name)}"
+        part = most if most.size_bytes else part
+    carried = f": {part.busbw_gbps:.3g} GB/s at {message_size(round(part.size_bytes))}" if part.size_bytes else ""
+    told = f" ({part.source}{carried})" if part.size_bytes else ""
+    name = "prompts of other requests" + inside if inside else SPENT_ON.get(part.name, part.name)
+    return f"{share:.0%} of each token's {seconds(f.estimate.tpot_s)} in {name}{told}"
 
 
 def _label(candidate: Candidate) -> str:
@@ -106,37 +154,54 @@ def _fits(topology: Topology, model: ModelSpec, workload: Workload, chosen: Cand
     return Reason("fits", text, provenance_of(topology, "gpus.memory_bytes"))
 
 
-def _tensor_parallel(c: Candidate, field: Field, workload: Workload, paths: Provenance) -> Iterator[Reason]:
+def _speed(f: Forecast, workload: Workload) -> Reason:
+    decode = sorted((p for p in f.estimate.parts if p.phase == "decode"), key=lambda p: -p.seconds)
+    most = [p for p in decode if p.seconds >= 0.1 * f.estimate.tpot_s][:3] or decode[:1]
+    shares = ", ".join(f"{p.seconds / f.estimate.tpot_s:.0%} {SPENT_ON.get(p.name, p.name)}" for p in most)
+    wires = [p for p in decode if p.name in WIRES and p in most]
+    carried = "".join(
+        f"; {p.name} at {p.busbw_gbps:.3g} GB/s for {message_size(round(p.size_bytes))}, {p.source}" for p in wires[:1]
+    )
+    queue = " with its wait for memory" if f.candidate.max_concurrency < workload.concurrency else ""
+    each = f.output_tokens_per_s / f.candidate.parallelism.gpus
+    text = (
+        f"a token takes {seconds(f.estimate.tpot_s)}, the first {seconds(f.estimate.ttft_s)}{queue}, and each GPU "
+        f"gives {figure(each)} tokens/s, each give or take {f.estimate.uncertainty:.0%}: {shares}{carried}"
+    )
+    return Reason("speed", text, _weakest([p.provenance for p in most]))
+
+
+def _tensor_parallel(c: Candidate, paths: Provenance) -> Iterator[Reason]:
     p = c.parallelism
     if c.tp_is_fast:
-        edge = (
-            "up to the island's edge, for latency" if workload.objective is Objective.LATENCY else "inside one island"
-        )
-        yield Reason("tp-in-island", f"TP{p.tp} stays {edge}: its slowest path is {_label(c)}", paths)
+        yield Reason("tp-in-island", f"TP{p.tp} stays inside one island: its slowest path is {_label(c)}", paths)
     elif c.tp_path is not None and c.tp_path.kind is PathKind.UNKNOWN:
         yield Reason("tp-unknown-path", f"TP{p.tp} lies on paths that the input does not tell", paths)
     else:
         yield Reason("tp-on-pcie", f"TP{p.tp} lies on the best PCIe level that holds it: {_label(c)}", paths)
 
 
-def _pipeline(c: Candidate, field: Field, workload: Workload, paths: Provenance) -> Reason:
-    p = c.parallelism
+def _pipeline(field: Field, paths: Provenance) -> Reason:
+    best = field.forecasts[0]
+    c = best.candidate
     across = c.pp_path.label if c.pp_path else "nothing"
-    why = _why_stages(field)
-    sequences = -(-workload.concurrency // p.dp)
-    bubble = (p.pp - 1) / (p.pp - 1 + sequences)
+    flat = next((f for f in field.forecasts if f.candidate.parallelism.pp == 1), None)
+    if flat is None:
+        why = (
+            "since no group without stages holds the model"
+            if not field.has_fast_island
+            else "since no island holds the model"
+        )
+    else:
+        more = " for these GPUs hold more KV" if flat.candidate.max_concurrency < c.max_concurrency else ""
+        label = flat.candidate.parallelism.label
+        why = f"since {label}, the best without stages, is {margin(flat, best):.0%} behind{more}"
+    idle = best.estimate.share("bubble")
     text = (
-        f"PP{p.pp} across {across}, since {why}: one activation per token and boundary; "
-        f"the bubble (p-1)/(p-1+m) is {bubble:.0%} with a replica's {count(sequences, 'sequence')} as micro-batches"
+        f"PP{c.parallelism.pp} across {across}, {why}: one activation per token and boundary; "
+        f"bubbles take {idle:.0%} of a token's time"
     )
     return Reason("pp-across", text, paths)
-
-
-def _why_stages(field: Field) -> str:
-    if not field.has_fast_island:
-        return "two all-reduces per layer cost more than one hand-over"
-    held = any(c.parallelism.pp == 1 and c.tp_is_fast for c in field.candidates)
-    return "these GPUs hold more KV than TP in one island" if held else "no island holds the model"
 
 
 def _replicas(workload: Workload, p: Parallelism) -> str:
@@ -151,13 +216,45 @@ def _experts(model: ModelSpec, p: Parallelism) -> Reason:
             f"MLA's KV would be copied to every TP rank: attention-DP{p.attention_dp} keeps it once, "
             f"EP{p.ep} spreads the {experts} experts"
         )
-    elif p.ep > 1 and model.mla is not None:
-        text = f"EP{p.ep} spreads {experts} experts: published EP / TP ratios are 1.02-1.78 for MLA models"
     elif p.ep > 1:
         text = f"EP{p.ep} keeps {experts} experts whole, where TP would cut their blocks"
     else:
-        text = f"TP, not EP, for {experts} experts: published EP / TP ratios are 0.56-1.04 without MLA or at low load"
+        text = f"TP, not EP, for {experts} experts: no rank waits for the one whose experts most tokens chose"
     return Reason("experts", text, Provenance.CATALOG)
+
+
+def _unsure(field: Field) -> Iterator[Reason]:
+    """The runner-up, how far it is behind, and what would settle it where the model can't."""
+    if len(field.forecasts) < 2:
+        return
+    best, second = field.forecasts[:2]
+    behind, err = abs(margin(second, best)), doubt(second, best)
+    label = second.candidate.parallelism.label
+    name, provenance = largest_doubt(second, best)
+    if behind > err:
+        yield Reason(
+            "runner-up", f"{label} is {behind:.0%} behind, and the model tells them apart to {err:.0%}", provenance
+        )
+        return
+    if provenance is not Provenance.MEASURED and name in WIRES:
+        settle = f"`wirelore measure` would settle it: {SPENT_ON[name]} on these wires"
+    elif provenance is not Provenance.MEASURED and name in ("weights", "gemm", "kv", "elementwise", "prompts"):
+        settle = "`wirelore measure` would settle it: the GPUs' memory and matrix rates"
+    else:
+        settle = f"only serving both can settle it: they differ in {SPENT_ON.get(name, name)}"
+    yield Reason(
+        "uncertain",
+        f"{label} is {behind:.0%} apart, within the uncertainty of {err:.0%}; the simpler one is taken where they are "
+        f"alike. {settle}",
+        provenance,
+    )
+
+
+def _only_measuring_settles(field: Field, topology: Topology, workload: Workload) -> bool:
+    best = field.forecasts[0]
+    if field.has_fast_island or topology.gpu_count == 1 or (is_measured(best) and best.candidate.parallelism.tp > 1):
+        return False
+    return best.candidate.parallelism.gpus_per_replica > 1 or workload.objective is Objective.LATENCY
 
 
 def _hidden(topology: Topology) -> str:

@@ -1,4 +1,4 @@
-"""The rules of docs/decide.md: which of two candidates that both fit stands before the other."""
+"""Candidates, and the rules by which two of them that the cost model finds alike stand before each other."""
 
 from __future__ import annotations
 

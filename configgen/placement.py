@@ -23,7 +23,14 @@ class Domain:
     usable_bytes: tuple[int, ...]
 
     def path(self, a: int, b: int) -> Path:
-        return self.topology.path(self.gpus[a], self.gpus[b])
+        found = self._paths.get((a, b))
+        if found is None:
+            found = self._paths[a, b] = self.topology.path(self.gpus[a], self.gpus[b])
+        return found
+
+    @cached_property
+    def _paths(self) -> dict[tuple[int, int], Path]:
+        return {}
 
     @cached_property
     def models(self) -> tuple[Gpu, ...]:
@@ -42,6 +49,10 @@ class Domain:
     def _groups(self) -> dict[int, tuple[Group, ...]]:
         return {}
 
+    @cached_property
+    def _slowest(self) -> dict[Group, Path | None]:
+        return {}
+
     def groups(self, size: int) -> tuple[Group, ...]:
         """Disjoint groups of this size on the best paths there are, neighbours in the pipeline next to each other."""
         if size not in self._groups:
@@ -49,7 +60,9 @@ class Domain:
         return self._groups[size]
 
     def slowest_path(self, group: Group) -> Path | None:
-        return bottleneck(self.path(a, b) for i, a in enumerate(group) for b in group[i + 1 :])
+        if group not in self._slowest:
+            self._slowest[group] = bottleneck(self.path(a, b) for i, a in enumerate(group) for b in group[i + 1 :])
+        return self._slowest[group]
 
 
 @dataclass(frozen=True)

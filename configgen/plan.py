@@ -173,11 +173,12 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """What the plan should give. Times are None until the wires are measured: no figure without a measurement."""
+    """What the plan should give by the cost model; `uncertainty` is the relative half-width of the times."""
 
     ttft_s: float | None = None
     tpot_s: float | None = None
     output_tokens_per_s_per_gpu: float | None = None
+    uncertainty: float | None = None
     max_concurrency: int | None = None
     max_context: int | None = None
 
@@ -190,6 +191,9 @@ class Alternative:
     law: str | None = None
     lost_by: str | None = None
     margin: float | None = None
+    """How much less the chosen plan's worth it gives: 0.2 for four fifths."""
+    within_uncertainty: bool = False
+    """Whether the margin is smaller than what the model may err by."""
     predictions: Predictions = Predictions()
 
     def __post_init__(self) -> None:
@@ -238,6 +242,8 @@ class Plan:
     mixed_gpus: bool = False
     """Whether a node mixes GPU models, so that CUDA's default order may differ from the driver's."""
     uses_mig: bool = False
+    p2p: bool = True
+    """False where a measurement found peer-to-peer transfers between GPUs of a stage broken."""
     half_precision: bool = False
     """Whether a GPU that is used has no bfloat16 (compute capability below 8.0) while the model is in it."""
 

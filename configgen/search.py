@@ -1,17 +1,14 @@
-"""plan(): tries every legal (tp, pp) on the real wires, keeps what fits, and chooses by rules that can be read.
-
-The judgement rests on physics that needs no measurement: tensor parallelism only where the fabric is fast, stages
-across the rest, replicas of what is left. Where the wires are PCIe alone it chooses the cautious side and says that
-a measurement has to settle it.
-"""
+"""plan(): tries every legal (tp, pp) on the real wires, keeps what fits, and ranks it by the cost model."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor
 
+from configgen.cost import Machine
+from configgen.forecast import Forecast, forecast, over_limits, ranked
 from configgen.judge import USEFUL_BATCH, Candidate, Judge
 from configgen.laws import tensor_parallel_laws
 from configgen.memory import (
@@ -34,6 +31,10 @@ MAX_STAGES = 64
 """Deeper pipelines than any published serving set-up; bounds the search on large clusters."""
 
 
+OFFERED = {Objective.BALANCED: 16, Objective.THROUGHPUT: 64}
+"""Sequences of each GPU where nobody told the load: public tables of servers run from 4 to 64 and more, and throughput
+is asked of a full one."""
+
 BFLOAT16_SINCE = (8, 0)
 """Ampere; CUDA C++ Programming Guide, arithmetic instructions by compute capability."""
 
@@ -42,9 +43,16 @@ BFLOAT16_SINCE = (8, 0)
 class Field:
     """All that was tried: candidates, best first, and what laws or memory forbade."""
 
-    candidates: tuple[Candidate, ...]
+    forecasts: tuple[Forecast, ...]
     refused: tuple[tuple[Parallelism, str], ...]
     has_fast_island: bool
+    machine: Machine
+    workload: Workload
+    """With the load that was assumed where nobody told it."""
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        return tuple(f.candidate for f in self.forecasts)
 
 
 def search(
@@ -62,6 +70,7 @@ def search(
     budget = min(total, limits.gpus or total)
     if budget == 0:
         raise NoPlanError("no GPU of this machine can be used", cure="See `wirelore probe` for the state of each GPU.")
+    workload = offered(workload, budget)
     has_fast_island = any(len(i.members) > 1 for i in islands(topology) if i.members[0].node < nodes)
     candidates: list[Candidate] = []
     refused: list[tuple[Parallelism, str]] = []
@@ -75,6 +84,20 @@ def search(
             candidates += _with_stages(model, workload, traits, kinds, inner, budget, refused)
     if not candidates:
         raise NoPlanError(_no_plan(model, refused, budget, topology), cure=_no_plan_cure(refused))
+    machine, tried = Machine(survey), list(_not_deep(candidates))
+    while True:
+        told = [forecast(machine, model, c, workload, traits) for c in tried]
+        broken = [(f.candidate.parallelism, law) for f in told if (law := over_limits(f, workload)) is not None]
+        within = [f for f in told if over_limits(f, workload) is None]
+        if within or "concurrency" not in workload.assumed or workload.concurrency == 1:
+            break
+        workload = replace(workload, concurrency=workload.concurrency // 2)  # assumed: as much as the limits allow
+    if not within:
+        nearest = over_limits(min(told, key=lambda f: f.worth_s), workload)
+        raise NoPlanError(
+            f"no plan for {model.name} keeps the limits; of the best one, {nearest}",
+            cure="Allow more time, or use fewer concurrent sequences, faster GPUs or a quantised model.",
+        )
     judge = Judge(
         workload=workload,
         has_fast_island=has_fast_island,
@@ -82,7 +105,24 @@ def search(
         largest_all_reduce=max(traits.custom_all_reduce_sizes, default=largest),
         mla=model.mla is not None,
     )
-    return Field(tuple(sorted(candidates, key=judge.rank)), tuple(refused), has_fast_island)
+    return Field(ranked(within, judge), (*refused, *broken), has_fast_island, machine, workload)
+
+
+def offered(workload: Workload, gpus: int) -> Workload:
+    """The load where nobody told it: a few requests for latency, else what keeps all GPUs busy."""
+    if "concurrency" not in workload.assumed or workload.objective is Objective.LATENCY:
+        return workload
+    return replace(workload, concurrency=OFFERED[workload.objective] * gpus)
+
+
+def _not_deep(candidates: list[Candidate]) -> Iterator[Candidate]:
+    """Of each cut inside a stage those of at most twice the stages that it needs, or 8: deeper ones only wait more."""
+    least: dict[Parallelism, int] = {}
+    for c in candidates:
+        p = c.parallelism
+        inner = Parallelism(p.tp, 1, 1, p.ep, p.attention_dp)
+        if p.pp <= max(8, 2 * least.setdefault(inner, p.pp)):
+            yield c
 
 
 def usable_bytes(topology: Topology, ref: GpuRef, traits: EngineTraits) -> int:

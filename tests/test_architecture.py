@@ -45,6 +45,7 @@ PURE = {
     "configgen.weights",
     *("configgen.quantization", "configgen.families", "configgen.fields"),
     *("configgen.cost", "configgen.passes", "configgen.roofline", "configgen.rates", "configgen.wires"),
+    *("configgen.forecast", "configgen.whatif"),
 }
 IO = {
     "io",

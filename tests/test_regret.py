@@ -379,7 +379,7 @@ def test_the_command_fails_below_its_bar_and_on_no_table(
     tables: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["regret.py", *tables])
-    monkeypatch.setattr(command, "predictor", lambda known: lambda g: tuple(float(a.shape.tp) for a in g.alternatives))
+    monkeypatch.setattr(command, "plan_order", lambda known: lambda g: tuple(float(a.shape.tp) for a in g.alternatives))
     assert command.main() == 1
     monkeypatch.setattr(sys, "argv", ["regret.py", "--silicon", "/nowhere.csv"])
     assert command.main() == 2

@@ -40,6 +40,8 @@ def _not_one_line(plan: Plan) -> str | None:
     p = plan.parallelism
     if len({node for replica in plan.replicas for node in replica.nodes}) > 1:
         return "the plan spans several nodes"
+    if not plan.p2p:
+        return "broken P2P needs NCCL_P2P_DISABLE in the environment"
     if not plan.engine_split:
         return "the uneven layer split needs VLLM_PP_LAYER_PARTITION in the environment"
     if plan.model.is_moe and p.dp > 1:
@@ -113,7 +115,8 @@ def _device_flag(plan: Plan, devices: list[GpuRef]) -> Flag:
 
 def _tuning_flags(plan: Plan, replica: Replica) -> Iterator[Flag]:
     if plan.parallelism.attention_tp > 1 and not replica.custom_all_reduce:
-        yield Flag(("--disable-custom-all-reduce",), "it needs NVLink between all GPUs of a group of more than two")
+        why = "it needs NVLink between all GPUs of a group of more than two" if plan.p2p else "it needs P2P"
+        yield Flag(("--disable-custom-all-reduce",), why)
     if replica.memory_utilization < plan.engine.memory_utilization:
         share = f"{replica.memory_utilization:.2f}"
         yield Flag(("--gpu-memory-utilization", share), "other processes hold the rest of the memory")
@@ -143,6 +146,8 @@ def _node_flags(replica: Replica, rank: int, place: int) -> list[Flag]:
 
 def _environment(plan: Plan) -> tuple[Variable, ...]:
     variables = [Variable("CUDA_DEVICE_ORDER", "PCI_BUS_ID", "makes CUDA's indices those of the plan")]
+    if not plan.p2p:
+        variables.append(Variable("NCCL_P2P_DISABLE", "1", "P2P between these GPUs returned other bytes"))
     if not plan.engine_split:
         split = ",".join(map(str, plan.layers_per_stage))
         variables.append(

@@ -1,0 +1,163 @@
+"""Candidates in the order of what the cost model says of them: the worth of a plan, and how sure two can be told apart.
+
+The worth of a plan is one number, less is better, in seconds:
+
+    latency      of one user's token: (TTFT + (output - 1) TPOT) / output
+    throughput   of the whole machine's token: 1 / (output tokens/s of all replicas)
+    balanced     as throughput, times TPOT / 50 ms where a user gets less than 20 tokens/s, and times the
+                 load over twice the sequences that memory holds where more than half of them wait
+
+Two plans share most of what the model may have wrong: GPUs that read 10 % slower make both slower. So the doubt of a
+comparison is not that of its sides: it is that of the seconds in which they differ, thing by thing, the things added as
+independent errors (root of the sum of squares).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+from configgen.cost import Estimate, Machine, estimate
+from configgen.judge import Candidate, Judge
+from configgen.model import ModelSpec
+from configgen.placement import Wiring, place, wiring
+from configgen.plan import EngineTraits, Objective, Predictions, Workload
+from probe.topology import Provenance
+
+CONVERSATION_S = 0.05
+"""20 tokens/s for each user, twice as fast as people read; between MLPerf Inference's limits for Llama-2-70B, 40 ms
+interactive (v5.0) and 200 ms on a server."""
+
+TIE = 0.05
+"""Plans that are nearer than this are alike, for no repetition of a serving measurement agrees better."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a candidate should give: its slowest replica's estimate, and all replicas' tokens/s."""
+
+    candidate: Candidate
+    estimate: Estimate
+    output_tokens_per_s: float
+    worth_s: float
+
+    @property
+    def predictions(self) -> Predictions:
+        return Predictions(
+            ttft_s=_rounded(self.estimate.ttft_s),
+            tpot_s=_rounded(self.estimate.tpot_s),
+            output_tokens_per_s_per_gpu=_rounded(self.output_tokens_per_s / self.candidate.parallelism.gpus),
+            uncertainty=_rounded(self.estimate.uncertainty, 2),
+            max_concurrency=self.candidate.max_concurrency,
+        )
+
+    @property
+    def provenance(self) -> Provenance:
+        """What most of a token's time rests on."""
+        return max((p for p in self.estimate.parts if p.phase == "decode"), key=lambda p: p.seconds).provenance
+
+    @property
+    def seconds(self) -> dict[str, tuple[float, float]]:
+        """What the worth is spent on: name -> (seconds, relative doubt)."""
+        parts = [part for part in self.estimate.parts if part.phase == "decode"]
+        scale = self.worth_s / sum(part.seconds for part in parts)
+        return {part.name: (part.seconds * scale, part.uncertainty) for part in parts}
+
+
+def forecast(
+    machine: Machine, model: ModelSpec, candidate: Candidate, workload: Workload, traits: EngineTraits
+) -> Forecast:
+    """Estimates one replica of each kind that the candidate has."""
+    shape, found = candidate.parallelism, []
+    known: dict[tuple[object, ...], Estimate] = {}
+    left = shape.dp
+    for kind, patterns in candidate.runs:
+        copies = len(kind.domains) // patterns[0].domains
+        for slot in patterns:
+            times = min(left, copies)
+            if times == 0:
+                break
+            left -= times
+            stages = next(iter(place(kind, slot)))
+            names = tuple(machine.survey.topology.gpu(stage[0]).name for stage in stages)
+            key = (wired := wiring(kind, slot), names)
+            if key not in known:
+                known[key] = estimate(
+                    machine, model, shape, candidate.layers, stages, workload, traits, candidate.batch
+                )
+            found.append((known[key], times, wired))
+    slowest: tuple[Estimate, int, Wiring] = max(found, key=lambda f: f[0].tpot_s)
+    total = sum(e.output_tokens_per_s_per_gpu * shape.gpus_per_replica * times for e, times, _ in found)
+    return Forecast(candidate, slowest[0], total, _worth(slowest[0], total, candidate.max_concurrency, workload))
+
+
+def _worth(estimated: Estimate, tokens_per_s: float, held: int, workload: Workload) -> float:
+    output = workload.output_tokens
+    if workload.objective is Objective.LATENCY:
+        return (estimated.ttft_s + (output - 1) * estimated.tpot_s) / output
+    if workload.objective is Objective.THROUGHPUT:
+        return 1 / tokens_per_s
+    crowded = workload.concurrency / max(1, 2 * held)
+    return max(1.0, estimated.tpot_s / CONVERSATION_S) * max(1.0, crowded) / tokens_per_s
+
+
+def margin(loser: Forecast, chosen: Forecast) -> float:
+    """How much worse: 0.2 where the loser takes 25 % more seconds, so gives 20 % less."""
+    return 1 - chosen.worth_s / loser.worth_s
+
+
+def doubt(a: Forecast, b: Forecast) -> float:
+    """How far their margin may be off, relative as the margin."""
+    return sqrt(sum(x * x for _, x in _apart(a, b))) / max(a.worth_s, b.worth_s)
+
+
+def largest_doubt(a: Forecast, b: Forecast) -> tuple[str, Provenance]:
+    """The thing that makes their margin doubtful, and what its figure rests on."""
+    name, _ = max(_apart(a, b), key=lambda one: abs(one[1]))
+    parts = {p.name: p for f in (b, a) for p in f.estimate.parts if p.phase == "decode"}
+    return name, parts[name].provenance
+
+
+def _apart(a: Forecast, b: Forecast) -> Iterator[tuple[str, float]]:
+    """How far the seconds may err by which a spends more than b, thing by thing."""
+    ours, theirs = a.seconds, b.seconds
+    for name in sorted({*ours, *theirs}):
+        one, two = ours.get(name, (0.0, 0.0)), theirs.get(name, (0.0, 0.0))
+        more = one[0] - two[0]
+        yield name, more * (one[1] if more > 0 else two[1])
+
+
+def ranked(forecasts: Sequence[Forecast], judge: Judge) -> tuple[Forecast, ...]:
+    """The best first; but of those that are alike the simplest: fewest stages, smallest groups, the judge's rules."""
+    by_worth = sorted(forecasts, key=lambda f: (f.worth_s, judge.rank(f.candidate)))
+    alike = [f for f in by_worth if margin(f, by_worth[0]) <= TIE]
+    first = min(alike, key=lambda f: _simplicity(f, judge))
+    return (first, *(f for f in by_worth if f is not first))
+
+
+def _simplicity(f: Forecast, judge: Judge) -> tuple[object, ...]:
+    p = f.candidate.parallelism
+    return (p.pp, p.tp, p.attention_dp, p.ep, judge.rank(f.candidate))
+
+
+def over_limits(f: Forecast, workload: Workload) -> str | None:
+    """The limit that it breaks, in words."""
+    for name, told, limit in (
+        ("TTFT", f.estimate.ttft_s, workload.max_ttft_s),
+        ("TPOT", f.estimate.tpot_s, workload.max_tpot_s),
+    ):
+        if limit is not None and told > limit:
+            return f"{f.candidate.parallelism.label}: {name} of {seconds(told)} is above --max-{name.lower()} {limit:g}"
+    return None
+
+
+def seconds(value: float) -> str:
+    """0.0123 -> '12.3 ms'."""
+    if value >= 1:
+        return f"{value:.3g} s" if value < 1000 else f"{value:,.0f} s"
+    return f"{value * 1e3:.3g} ms" if value >= 1e-3 else f"{value * 1e6:.3g} us"
+
+
+def _rounded(value: float, digits: int = 4) -> float:
+    return float(f"{value:.{digits}g}")
