@@ -31,9 +31,9 @@ MAX_STAGES = 64
 """Deeper pipelines than any published serving set-up; bounds the search on large clusters."""
 
 
-OFFERED = {Objective.BALANCED: 16, Objective.THROUGHPUT: 64}
-"""Sequences of each GPU where nobody told the load: public tables of servers run from 4 to 64 and more, and throughput
-is asked of a full one."""
+OFFERED = 16
+"""Sequences of each GPU where nobody told the load: the middle (geometric) of the 4 to 64 that public tables of servers
+run from and to."""
 
 BFLOAT16_SINCE = (8, 0)
 """Ampere; CUDA C++ Programming Guide, arithmetic instructions by compute capability."""
@@ -109,10 +109,10 @@ def search(
 
 
 def offered(workload: Workload, gpus: int) -> Workload:
-    """The load where nobody told it: a few requests for latency, else what keeps all GPUs busy."""
+    """The load where nobody told it: a few requests for latency, else so many for each GPU."""
     if "concurrency" not in workload.assumed or workload.objective is Objective.LATENCY:
         return workload
-    return replace(workload, concurrency=OFFERED[workload.objective] * gpus)
+    return replace(workload, concurrency=OFFERED * gpus)
 
 
 def _not_deep(candidates: list[Candidate]) -> Iterator[Candidate]:

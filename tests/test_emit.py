@@ -26,6 +26,7 @@ from probe.measurement import Survey
 
 RECORDED = ("CUDA_DEVICE_ORDER", "VLLM_PP_LAYER_PARTITION", "MASTER_ADDR")
 MASTER = "10.0.0.7"
+FULL = ("--objective", "throughput", "--concurrency", "512")
 
 STUB = f"""#!{sys.executable} -IS
 import json, os, sys, time
@@ -150,7 +151,7 @@ def test_uneven_stages_carry_their_layers(tmp_path: Path, vllm: Path) -> None:
 
 
 def test_several_servers_on_a_node_are_all_started(tmp_path: Path, vllm: Path) -> None:
-    decided = decided_by("mixtral-8x7b", "--from", "machine:hgx-h100", "--objective", "throughput", folder=tmp_path)
+    decided = decided_by("mixtral-8x7b", "--from", "machine:hgx-h100", *FULL, folder=tmp_path)
     (script,) = emitted(decided, tmp_path)
     assert script.read_text().startswith("#!/usr/bin/env bash")
     records = run_script(script, vllm, shell="bash", SERVERS=str(decided.parallelism.dp))
@@ -168,7 +169,7 @@ def test_several_servers_on_a_node_are_all_started(tmp_path: Path, vllm: Path) -
 def test_servers_that_all_ended_well_are_no_failure(tmp_path: Path, vllm: Path) -> None:
     """There is nobody left to stop then, and `kill` says so: that must not become the script's own exit code."""
     (vllm / "vllm").write_text("#!/bin/sh\nexit 0\n")
-    decided = decided_by("mixtral-8x7b", "--from", "machine:hgx-h100", "--objective", "throughput", folder=tmp_path)
+    decided = decided_by("mixtral-8x7b", "--from", "machine:hgx-h100", *FULL, folder=tmp_path)
     (script,) = emitted(decided, tmp_path)
     gone = 'for server in $servers; do while kill -0 "$server" 2>/dev/null; do :; done; done'
     text = script.read_text()
@@ -179,7 +180,7 @@ def test_servers_that_all_ended_well_are_no_failure(tmp_path: Path, vllm: Path) 
 
 def test_a_server_that_dies_takes_its_neighbours_with_it(tmp_path: Path, vllm: Path) -> None:
     """Else half a node would go on answering, and nobody would know. The stubs would run for a minute."""
-    decided = decided_by("mixtral-8x7b", "--from", "machine:hgx-h100", "--objective", "throughput", folder=tmp_path)
+    decided = decided_by("mixtral-8x7b", "--from", "machine:hgx-h100", *FULL, folder=tmp_path)
     (script,) = emitted(decided, tmp_path)
     servers = str(decided.parallelism.dp)
     records = run_script(script, vllm, shell="bash", ends=3, SERVERS=servers, FAILING_PORT="8001")

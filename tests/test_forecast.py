@@ -73,7 +73,7 @@ def test_a_limit_refuses_what_breaks_it_and_names_itself() -> None:
 def test_a_load_that_nobody_told_is_what_the_limits_allow() -> None:
     survey = Survey(machine("hgx-h100"))
     full, limited = decide(survey), decide(survey, max_tpot_s=0.015)
-    assert full.workload.concurrency == 64 * 8
+    assert full.workload.concurrency == 16 * 8
     assert limited.workload.concurrency < full.workload.concurrency
     assert (limited.predictions.tpot_s or 1.0) <= 0.015
 

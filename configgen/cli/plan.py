@@ -43,7 +43,7 @@ def _seconds(text: str) -> float:
 @click.option("--input-tokens", type=_POSITIVE, help=f"Prompt length. [default: {_DEFAULT.input_tokens}]")
 @click.option("--output-tokens", type=_POSITIVE, help=f"Answer length. [default: {_DEFAULT.output_tokens}]")
 @click.option(
-    "--concurrency", type=_POSITIVE, help="Sequences in flight, in all. [default: 16 for latency, else 16 or 64 a GPU]"
+    "--concurrency", type=_POSITIVE, help="Sequences in flight, in all. [default: 16 for latency, else 16 a GPU]"
 )
 @click.option("--max-ttft", type=_seconds, metavar="S", help="Limit on the time to the first token, in seconds.")
 @click.option("--max-tpot", type=_seconds, metavar="S", help="Limit on the time per output token, in seconds.")
