@@ -11,6 +11,7 @@ from configgen.memory import StageMemory
 from configgen.plan import (
     PLAN_SCHEMA_VERSION,
     Alternative,
+    Choice,
     Parallelism,
     Plan,
     PlannedModel,
@@ -53,6 +54,7 @@ class PlanDocument(msgspec.Struct, frozen=True, kw_only=True):
     confidence: str
     reasons: tuple[Reason, ...]
     alternatives: tuple[Alternative, ...]
+    front: tuple[Choice, ...]
     degraded: tuple[str, ...]
     provenance: tuple[Origin, ...]
 

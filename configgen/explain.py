@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from configgen.cost import Part
-from configgen.forecast import Forecast, doubt, largest_doubt, margin, seconds
+from configgen.forecast import TIE, Forecast, doubt, largest_doubt, margin
 from configgen.judge import Candidate
 from configgen.model import ModelSpec
 from configgen.plan import EngineTraits, Objective, Parallelism, Reason, Workload
@@ -13,7 +13,7 @@ from configgen.search import Field
 from configgen.whatif import changes
 from probe.measurement import Survey
 from probe.topology import GpuRef, Path, PathKind, Provenance, Topology
-from probe.units import count, figure, gigabytes, message_size, parameters
+from probe.units import count, figure, gigabytes, message_size, parameters, seconds
 
 SPENT_ON = {
     "weights": "reading weights",
@@ -241,11 +241,12 @@ def _unsure(field: Field) -> Iterator[Reason]:
     elif provenance is not Provenance.MEASURED and name in ("weights", "gemm", "kv", "elementwise", "prompts"):
         settle = "`wirelore measure` would settle it: the GPUs' memory and matrix rates"
     else:
-        settle = f"only serving both can settle it: they differ in {SPENT_ON.get(name, name)}"
+        settle = f"only serving both can settle it, for they differ in {SPENT_ON.get(name, name)}"
+    side = "behind" if margin(second, best) >= 0 else "ahead"
+    simpler = f"; of two within {TIE:.0%} the simpler is taken" if behind <= TIE else ""
     yield Reason(
         "uncertain",
-        f"{label} is {behind:.0%} apart, within the uncertainty of {err:.0%}; the simpler one is taken where they are "
-        f"alike. {settle}",
+        f"{label} is {behind:.0%} {side}, within the uncertainty of {err:.0%}{simpler}: {settle}",
         provenance,
     )
 

@@ -24,6 +24,7 @@ from configgen.model import ModelSpec
 from configgen.placement import Wiring, place, wiring
 from configgen.plan import EngineTraits, Objective, Predictions, Workload
 from probe.topology import Provenance
+from probe.units import seconds
 
 CONVERSATION_S = 0.05
 """20 tokens/s for each user, twice as fast as people read; between MLPerf Inference's limits for Llama-2-70B, 40 ms
@@ -150,13 +151,6 @@ def over_limits(f: Forecast, workload: Workload) -> str | None:
         if limit is not None and told > limit:
             return f"{f.candidate.parallelism.label}: {name} of {seconds(told)} is above --max-{name.lower()} {limit:g}"
     return None
-
-
-def seconds(value: float) -> str:
-    """0.0123 -> '12.3 ms'."""
-    if value >= 1:
-        return f"{value:.3g} s" if value < 1000 else f"{value:,.0f} s"
-    return f"{value * 1e3:.3g} ms" if value >= 1e-3 else f"{value * 1e6:.3g} us"
 
 
 def _rounded(value: float, digits: int = 4) -> float:

@@ -201,6 +201,16 @@ class Alternative:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """A plan at a load: what each user gets, and what the whole machine gives."""
+
+    concurrency: int
+    parallelism: Parallelism
+    output_tokens_per_s: float
+    predictions: Predictions
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedModel:
     """What the plan keeps of the model."""
 
@@ -235,6 +245,8 @@ class Plan:
     confidence: str
     reasons: tuple[Reason, ...]
     alternatives: tuple[Alternative, ...] = ()
+    front: tuple[Choice, ...] = ()
+    """What other loads and plans would give, the fastest for each user first; empty where nobody asked."""
     degraded: tuple[str, ...] = ()
     provenance: tuple[Origin, ...] = ()
     engine_split: bool = True

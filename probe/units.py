@@ -108,3 +108,10 @@ def message_size(size_bytes: int) -> str:
 def figure(value: float) -> str:
     """Three digits that count, without an exponent: 0.123, 12.3, 1,234."""
     return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}" if value >= 1e-4 else f"{value:.1e}"
+
+
+def seconds(value: float) -> str:
+    """0.0123 -> '12.3 ms'."""
+    if value >= 1:
+        return f"{value:.3g} s" if value < 1000 else f"{value:,.0f} s"
+    return f"{value * 1e3:.3g} ms" if value >= 1e-3 else f"{value * 1e6:.3g} us"

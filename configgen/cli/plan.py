@@ -52,6 +52,7 @@ def _seconds(text: str) -> float:
 @click.option("--offline", is_flag=True, help="Never ask the Hugging Face hub.")
 @click.option("--no-cache", is_flag=True, help="Plan as if these wires had not been measured before.")
 @click.option("--explain", is_flag=True, help="List every alternative and where each fact came from.")
+@click.option("--pareto", is_flag=True, help="Show what other loads and plans give: tokens/s of a user and of all.")
 @click.option(
     "--format", type=click.Choice(["text", "json", "flags"]), default="text", show_default=True, help="Output."
 )
@@ -71,6 +72,7 @@ def plan_command(
     offline: bool,
     no_cache: bool,
     explain: bool,
+    pareto: bool,
     format: str,
     output: Path | None,
 ) -> None:
@@ -91,7 +93,12 @@ def plan_command(
     spec = load_model(model, offline=offline)
     survey = sources.survey(cache=not no_cache)
     topology = with_assumed_memory(survey.topology)
-    decided = plan(replace(survey, topology=topology), spec, workload, traits, Limits(gpus=gpus, nodes=nodes))
+    survey, limits = replace(survey, topology=topology), Limits(gpus=gpus, nodes=nodes)
+    decided = plan(survey, spec, workload, traits, limits)
+    if pareto:
+        from configgen.pareto import front
+
+        decided = replace(decided, front=front(survey, spec, workload, traits, limits))
     measured = measured_line(survey)
     if output is not None:
         put(_json(decided), output)

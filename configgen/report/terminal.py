@@ -21,7 +21,7 @@ from probe.islands import Island, islands
 from probe.measurement import Survey
 from probe.rails import rails
 from probe.topology import Node, NodeShape, Notice, Origin, Topology
-from probe.units import count, gib, ranges
+from probe.units import count, figure, gib, ranges, seconds
 
 _WIDTH_WITHOUT_TTY = 110
 _MATRIX_LIMIT = 16
@@ -115,6 +115,10 @@ def _print_plan(
         console.print(_section("Not chosen", [(a.parallelism.label, _verdict(a)) for a in shown]))
         if len(shown) < len(plan.alternatives):
             console.print(Text(f"  and {len(plan.alternatives) - len(shown)} more: --explain", style="dim"))
+    if plan.front:
+        console.print()
+        console.print(Text("Front: from what is best for each user to what is best for all", style="bold"))
+        console.print(Padding(_front(plan), (0, 0, 0, 2)))
     _print_notices(console, (*model_warnings, *topology.warnings))
     if explain:
         console.print()
@@ -265,6 +269,27 @@ def _picture(plan: Plan, topology: Topology) -> Padding:
     for island in _drawn_islands(topology):
         grid.add_row("island", Text(island_text(island), style="green"))
     return Padding(grid, (0, 0, 0, 2))
+
+
+def _front(plan: Plan) -> Table:
+    """A row for each choice; tokens/s that each user sees while an answer comes, and that all GPUs give together."""
+    table = Table(box=None, pad_edge=False, header_style="cyan", padding=(0, 2, 0, 0))
+    table.add_column("plan", no_wrap=True)
+    for header in ("at once", "first token", "per token", "tokens/s each", "tokens/s all", "give or take"):
+        table.add_column(header, no_wrap=True, justify="right")
+    for choice in plan.front:
+        told = choice.predictions
+        ttft_s, tpot_s = told.ttft_s or 0.0, told.tpot_s or 0.0
+        table.add_row(
+            Text(choice.parallelism.label),
+            f"{choice.concurrency:,}",
+            seconds(ttft_s),
+            seconds(tpot_s),
+            figure(1 / tpot_s),
+            figure(choice.output_tokens_per_s),
+            f"{told.uncertainty or 0:.0%}",
+        )
+    return table
 
 
 def _drawn_islands(topology: Topology) -> list[Island]:
