@@ -44,6 +44,8 @@ bench: setup
 	[ ! -d ../shared/topologies ] || $(BIN)/python benchmarks/speed.py --files ../shared/topologies
 	$(BIN)/python benchmarks/fuzz.py
 	[ ! -d ../shared/truth ] || $(BIN)/python benchmarks/collectives.py --table ../shared/truth/collectives.csv
+	[ ! -d ../shared/truth ] || $(BIN)/python benchmarks/prediction.py --silicon ../shared/truth/silicon.csv
+	[ ! -d ../shared/truth ] || $(BIN)/python benchmarks/regret.py --decisions ../shared/truth/decisions.csv --silicon ../shared/truth/silicon.csv
 	$(BIN)/python benchmarks/measure_cost.py
 	$(BIN)/python benchmarks/fidelity.py
 	$(BIN)/python benchmarks/honesty.py
