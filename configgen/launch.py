@@ -8,6 +8,31 @@ from dataclasses import dataclass
 from probe.topology import require
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class Given(str):
+    """A word that is known only where the command starts: the variable of this name, and what follows it.
+
+    Its text is '$NAME' and the rest, but only its type makes it one: a model that is called '$HOME' stays a name.
+    """
+
+    __slots__ = ("name", "rest")
+    name: str
+    rest: str
+
+    def __new__(cls, name: str, rest: str = "") -> Given:
+        require(_VARIABLE.fullmatch(name) is not None, "a variable's name is letters, digits and underscores")
+        word = super().__new__(cls, f"${name}{rest}")
+        word.name, word.rest = name, rest
+        return word
+
+
+MASTER_ADDRESS = Given("MASTER_ADDR")
+"""Of a replica's first node; told by the launcher's environment, for no address is copied into a plan."""
+
+HERE = "HERE"
+"""The variable that names the folder of the emitted files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +60,33 @@ class Variable:
         require("\n" not in self.reason, "a reason is one line")
 
 
+Value = bool | int | float | str | list["Value"] | dict[str, "Value"]
+"""What a configuration file may hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One entry of an engine's configuration file and a one-line reason."""
+
+    key: str
+    value: Value
+    reason: str
+
+    def __post_init__(self) -> None:
+        require("\n" not in self.reason, "a reason is one line")
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFile:
+    """A file that a process is started with, in the engine's own format; its flags refer to it by Given(HERE, ...)."""
+
+    name: str
+    settings: tuple[Setting, ...]
+
+    def __post_init__(self) -> None:
+        require(_FILE.fullmatch(self.name) is not None, "a file's name is letters, digits, dots and dashes")
+
+
 @dataclass(frozen=True, slots=True)
 class Process:
     """One command on one node: `node` is its position in the topology, `replica` the copy of the model it serves."""
@@ -45,6 +97,9 @@ class Process:
     command: tuple[str, ...]
     flags: tuple[Flag, ...]
     environment: tuple[Variable, ...] = ()
+    port: int | None = None
+    """Where it answers requests; None where another process of its replica does."""
+    files: tuple[ConfigFile, ...] = ()
 
     @property
     def argv(self) -> tuple[str, ...]:
@@ -58,6 +113,8 @@ class Launch:
     engine: str
     engine_version: str
     processes: tuple[Process, ...]
+    config_flag: str | None = None
+    """The flag by which the engine takes all others from a file; None where it has no such file."""
     notes: tuple[str, ...] = ()
     one_line: tuple[str, ...] | None = None
     not_one_line_because: str | None = None

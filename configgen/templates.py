@@ -29,5 +29,17 @@ def fill(name: str, **values: object) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["quote"] = shlex.quote
+    environment.filters["word"] = _shell_word
     environment.filters["comment"] = one_line
     return environment.get_template(name).render(**values)
+
+
+def _shell_word(word: str) -> str:
+    """A word as a shell reads it back: quoted, or a variable's value and what follows it."""
+    import shlex
+
+    from configgen.launch import Given
+
+    if not isinstance(word, Given):
+        return shlex.quote(word)
+    return f'"${word.name}"' + (shlex.quote(word.rest) if word.rest else "")

@@ -93,8 +93,9 @@ def emitted(decided: Plan, folder: Path) -> list[Path]:
     (folder / "plan.json").write_bytes(encode_plan(decided))
     ended = wirelore("emit", "plan.json", "--target", "shell", "-o", "scripts", cwd=folder)
     assert ended.data() == ""
-    scripts = sorted((folder / "scripts").iterdir(), key=lambda path: int(path.stem.removeprefix("node")))
-    assert ended.err == f"wrote {len(scripts)} script{'s' * (len(scripts) > 1)} into scripts\n"
+    files = list((folder / "scripts").iterdir())
+    scripts = sorted((f for f in files if f.suffix == ".sh"), key=lambda path: int(path.stem.removeprefix("node")))
+    assert ended.err == f"wrote {len(files)} file{'s' * (len(files) > 1)} into scripts\n"
     return scripts
 
 

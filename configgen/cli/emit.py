@@ -8,18 +8,20 @@ import click
 
 from configgen.cli.options import flags_line
 from configgen.document import decode_plan
+from configgen.engines.launcher import launch_of
 from configgen.engines.rules import engine_traits
-from configgen.engines.vllm import vllm_launch
+from configgen.launch import Launch
 from probe.errors import UsageError, one_line
 from probe.units import count
 
 _PLAN_LIMIT_BYTES = 64 << 20
+TARGETS = ("flags", "shell", "yaml", "env", "json")
 
 
 @click.command("emit")
 @click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path, readable=False))
 @click.option("--engine", metavar="NAME[@VERSION]", help="Engine to write for; by default the plan's own.")
-@click.option("--target", type=click.Choice(["flags", "shell"]), default="shell", show_default=True, help="Form.")
+@click.option("--target", type=click.Choice(TARGETS), default="shell", show_default=True, help="Form.")
 @click.option(
     "-o", "--output", metavar="DIR", type=click.Path(path_type=Path, readable=False), help="Folder to write into."
 )
@@ -31,17 +33,15 @@ def emit_command(plan_file: Path, engine: str | None, target: str, output: Path 
             f"the plan was made under the laws of {plan.engine.engine} {plan.engine.version}, not {engine[:40]}",
             cure=f"Plan again with --engine {engine[:40]}.",
         )
-    launch = vllm_launch(plan)
+    launch = launch_of(plan)
     if target == "flags":
         click.echo(flags_line(launch))
         return
-    from configgen.deploy.shell import shell_scripts
-
-    scripts = shell_scripts(launch)
+    files = _files(launch, target)
     if output is None:
-        if len(scripts) > 1:
-            raise UsageError(f"the plan needs {len(scripts)} scripts, one per node", cure="Give a folder with -o DIR.")
-        click.echo(next(iter(scripts.values())), nl=False)
+        if len(files) > 1:
+            raise UsageError(f"the plan needs {count(len(files), 'file')}", cure="Give a folder with -o DIR.")
+        click.echo(next(iter(files.values())), nl=False)
         return
     from probe.store import write_atomically
 
@@ -49,9 +49,29 @@ def emit_command(plan_file: Path, engine: str | None, target: str, output: Path 
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot make {output}: {error.strerror}", cure="Name a folder you can write to.") from error
-    for name, text in scripts.items():
+    for name, text in files.items():
         write_atomically(output / name, text.encode())
-    click.echo(f"wrote {count(len(scripts), 'script')} into {one_line(str(output))}", err=True)
+    click.echo(f"wrote {count(len(files), 'file')} into {one_line(str(output))}", err=True)
+
+
+def _files(launch: Launch, target: str) -> dict[str, str]:
+    """File name -> text; each form is loaded when it is asked for."""
+    match target:
+        case "shell":
+            from configgen.deploy.shell import shell_scripts
+
+            return shell_scripts(launch)
+        case "yaml":
+            from configgen.deploy.config import flags_as_files
+
+            return flags_as_files(launch)
+        case "env":
+            from configgen.deploy.env import env_files
+
+            return env_files(launch)
+    from configgen.deploy.listing import listing
+
+    return {"launch.json": listing(launch)}
 
 
 def _read(path: Path) -> bytes:

@@ -10,8 +10,8 @@ import click
 
 from configgen.cli.options import Sources, flags_line, note, output_option, put, source_options
 from configgen.decide import plan
+from configgen.engines.launcher import launch_of
 from configgen.engines.rules import engine_traits
-from configgen.engines.vllm import vllm_launch
 from configgen.hub import load_model
 from configgen.plan import Limits, Objective, Plan, Workload
 from configgen.report.lines import measured_line
@@ -103,7 +103,7 @@ def plan_command(
     if output is not None:
         put(_json(decided), output)
     if format == "flags":
-        click.echo(flags_line(vllm_launch(decided)))
+        click.echo(flags_line(launch_of(decided)))
         for text in (*(w.message for w in topology.warnings if w.code == "memory-assumed"), *decided.degraded):
             note(text)
         if measured is not None:
@@ -116,7 +116,7 @@ def plan_command(
     elif output is None or explain:
         from configgen.report.terminal import print_plan
 
-        print_plan(decided, topology, vllm_launch(decided), spec.warnings, explain=explain, measured=measured)
+        print_plan(decided, topology, launch_of(decided), spec.warnings, explain=explain, measured=measured)
 
 
 def _json(decided: Plan) -> bytes:

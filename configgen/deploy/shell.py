@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from configgen.engines.vllm import MASTER_ADDRESS
-from configgen.launch import Launch, Process
+from configgen.deploy.config import config_files
+from configgen.deploy.proxy import proxy_file
+from configgen.launch import HERE, Given, Launch, Process
 from configgen.templates import fill
 
 
 def shell_scripts(launch: Launch) -> dict[str, str]:
-    """File name -> text, one script per node: 'node0.sh', 'node1.sh' ..."""
+    """File name -> text: a script per node ('node0.sh', 'node1.sh' ...), and the files that it needs beside it."""
     by_node: dict[int, list[Process]] = {}
     for process in launch.processes:
         by_node.setdefault(process.node, []).append(process)
-    return {
+    scripts = {
         f"node{node}.sh": fill(
             "launch.sh.j2",
             launch=launch,
             node=node,
             hostname=processes[0].hostname,
             processes=processes,
-            master_address=MASTER_ADDRESS,
-            needs_master=any(MASTER_ADDRESS in flag.words for p in processes for flag in p.flags),
+            needs_folder=HERE in given(processes),
+            needed=sorted(given(processes) - {HERE}),
         )
         for node, processes in sorted(by_node.items())
     }
+    return scripts | config_files(launch) | proxy_file(launch)
+
+
+def given(processes: list[Process]) -> set[str]:
+    """Names of the variables that the starting environment must tell."""
+    return {word.name for process in processes for word in process.argv if isinstance(word, Given)}

@@ -1,37 +1,36 @@
-"""vLLM: a Plan in vLLM's flags (0.33), one server per replica unless its own data parallelism can carry them."""
+"""vLLM: a Plan in the flags of `vllm serve`, a server per replica; one line where one command can carry them all."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
-from configgen.launch import Flag, Launch, Process, Variable
+from configgen.launch import MASTER_ADDRESS, Flag, Launch, Process, Variable
 from configgen.plan import Plan, Replica
 from probe.topology import GpuRef
 
 FIRST_PORT = 8000
 FIRST_MASTER_PORT = 29501
-MASTER_ADDRESS = "$MASTER_ADDR"
-"""Filled in by the launcher's environment: no address is copied into a plan."""
+MOST_SEQUENCES = 1024
+"""Sequences of a step at most: vLLM's own default on its largest GPUs (vllm/engine/arg_utils.py)."""
 
 
 def vllm_launch(plan: Plan) -> Launch:
     """The plan as vLLM processes."""
     because = _not_one_line(plan)
+    words: tuple[str, ...] | None = None
     if because is None:
         replica = plan.replicas[0]
         devices = [ref for r in plan.replicas for ref in r.gpus]
         own = (*_parallel_flags(plan, replica, plan.parallelism.dp), _device_flag(plan, devices))
-        flags = (*own, *_tuning_flags(plan, replica))
-        process = Process(
-            replica.nodes[0], plan.hostnames[replica.nodes[0]], 0, _command(plan), flags, _environment(plan)
-        )
-        words = tuple(word for flag in flags for word in flag.words)
-        return Launch("vllm", plan.engine.version, (process,), one_line=words)
+        words = tuple(word for flag in (*own, *_tuning_flags(plan, replica)) for word in flag.words)
     return Launch(
         "vllm",
         plan.engine.version,
         tuple(_processes(plan)),
+        config_flag="--config",
         notes=tuple(_notes(plan)),
+        one_line=words,
         not_one_line_because=because,
     )
 
@@ -53,39 +52,22 @@ def _not_one_line(plan: Plan) -> str | None:
     return None
 
 
-def _command(plan: Plan) -> tuple[str, ...]:
-    return ("vllm", "serve", plan.model.name)
-
-
 def _processes(plan: Plan) -> Iterator[Process]:
-    for place, numbers in _servers(plan):
-        head = plan.replicas[numbers[0]]
-        devices = [ref for number in numbers for ref in plan.replicas[number].gpus]
-        for rank, node in enumerate(head.nodes):
-            own = [ref for ref in devices if ref.node == node]
-            flags = [*_parallel_flags(plan, head, len(numbers)), _device_flag(plan, own)]
-            if len(head.nodes) > 1:
-                flags += _node_flags(head, rank, place)
-            flags += _tuning_flags(plan, head)
-            if rank == 0:
-                flags.append(Flag(("--port", str(FIRST_PORT + place)), "one port per server of a node"))
-            yield Process(node, plan.hostnames[node], numbers[0], _command(plan), tuple(flags), _environment(plan))
-
-
-def _servers(plan: Plan) -> Iterator[tuple[int, list[int]]]:
-    """(place on its node, numbers of replicas) per server: dense replicas of one node share one, others stand alone."""
-    by_node: dict[int, list[list[int]]] = {}
+    servers: Counter[int] = Counter()
     for number, replica in enumerate(plan.replicas):
-        nodes = replica.nodes
-        servers = by_node.setdefault(nodes[0], [])
-        first = plan.replicas[servers[-1][0]] if servers else None
-        joins = first is not None and len(nodes) == len(first.nodes) == 1 and _settings(first) == _settings(replica)
-        if joins and not plan.model.is_moe:
-            servers[-1].append(number)
-        else:
-            servers.append([number])
-    for servers in by_node.values():
-        yield from enumerate(servers)
+        place = servers[replica.nodes[0]]
+        servers[replica.nodes[0]] += 1
+        for rank, node in enumerate(replica.nodes):
+            own = [ref for ref in replica.gpus if ref.node == node]
+            flags = [*_parallel_flags(plan, replica, 1), _device_flag(plan, own)]
+            if len(replica.nodes) > 1:
+                flags += _node_flags(replica, rank, place)
+            flags += _tuning_flags(plan, replica)
+            port = FIRST_PORT + place if rank == 0 else None
+            if port is not None and len(plan.replicas) > 1:
+                flags.append(Flag(("--port", str(port)), "one port per server of a node"))
+            command, environment = ("vllm", "serve", plan.model.name), _environment(plan)
+            yield Process(node, plan.hostnames[node], number, command, tuple(flags), environment, port)
 
 
 def _settings(replica: Replica) -> tuple[object, ...]:
@@ -125,6 +107,11 @@ def _tuning_flags(plan: Plan, replica: Replica) -> Iterator[Flag]:
         yield Flag(("--kv-cache-memory-bytes", size), "GPUs with different free memory: one fraction can't say it")
     if plan.half_precision:
         yield Flag(("--dtype", "half"), "a GPU older than Ampere has no bfloat16")
+    chunk = plan.engine.max_batched_tokens
+    yield Flag(("--max-num-batched-tokens", str(chunk)), f"prompts in chunks of {chunk:,} tokens, as the plan counts")
+    held = (plan.predictions.max_concurrency or 1) // plan.parallelism.dp // plan.parallelism.attention_dp
+    most = max(1, min(held, MOST_SEQUENCES))
+    yield Flag(("--max-num-seqs", str(most)), f"memory holds {held:,} sequences of {plan.workload.tokens:,} tokens")
     fits = plan.predictions.max_context
     if fits is not None and plan.model.max_context is not None and fits < plan.model.max_context:
         yield Flag(
@@ -157,9 +144,8 @@ def _environment(plan: Plan) -> tuple[Variable, ...]:
 
 
 def _notes(plan: Plan) -> Iterator[str]:
-    servers = sum(1 for _ in _servers(plan))
-    if servers > 1:
-        yield f"{servers:,} independent servers: put a load balancer before them."
+    if len(plan.replicas) > 1:
+        yield f"{len(plan.replicas):,} independent servers: put a load balancer before them (proxy.conf)."
     if any(len(r.nodes) > 1 for r in plan.replicas):
         yield "Set MASTER_ADDR to the address of each replica's first node before starting its parts."
 

@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from configgen.launch import Launch
+from configgen.launch import Given, Launch
 from configgen.plan import Alternative, Plan
 from configgen.report.lines import gpus_line, island_text, islands_line
 from probe.errors import one_line, printable
@@ -317,10 +317,16 @@ def _print_notices(console: Console, notices: Sequence[Notice]) -> None:
 def _print_commands(console: Console, launch: Launch) -> None:
     """Whole commands, never wrapped, so that they can be copied."""
     console.print(Text("Run", style="bold"))
+    if launch.one_line is not None:
+        first = launch.processes[0]
+        variables = " ".join(f"{v.name}={shlex.quote(v.value)}" for v in first.environment)
+        command = " ".join(shlex.quote(word) for word in (*first.command, *launch.one_line))
+        console.print(Text(printable(f"  {variables} {command}")), soft_wrap=True)
+        return
     for process in launch.processes[:_NODES_DRAWN]:
         where = f"node {process.node}: " if len({p.node for p in launch.processes}) > 1 else ""
         variables = " ".join(f"{v.name}={shlex.quote(v.value)}" for v in process.environment)
-        command = " ".join(word if word == "$MASTER_ADDR" else shlex.quote(word) for word in process.argv)
+        command = " ".join(word if isinstance(word, Given) else shlex.quote(word) for word in process.argv)
         console.print(Text(printable(f"  {where}{variables} {command}")), soft_wrap=True)
     left = len(launch.processes) - _NODES_DRAWN
     if left > 0:

@@ -1,0 +1,75 @@
+"""Configuration files in the engines' own formats, each entry with its reason as a comment."""
+
+from __future__ import annotations
+
+from configgen.launch import ConfigFile, Given, Launch, Process, Setting, Value
+from probe.errors import UsageError, one_line
+
+
+def config_files(launch: Launch) -> dict[str, str]:
+    """File name -> text of the files that processes are started with."""
+    return {file.name: config_text(launch, file) for process in launch.processes for file in process.files}
+
+
+def flags_as_files(launch: Launch) -> dict[str, str]:
+    """File name -> text, one per process: its own files, or else all its flags in the engine's format of --config.
+
+    Raises UsageError where the engine has no such format, or a flag's value is known only where it starts.
+    """
+    own = config_files(launch)
+    if own:
+        return own
+    if launch.config_flag is None:
+        raise UsageError(
+            f"{launch.engine} reads no configuration file that could hold this plan",
+            cure="Use --target shell, env or json.",
+        )
+    files = (ConfigFile(_name(p), tuple(_settings(p))) for p in launch.processes)
+    return {file.name: config_text(launch, file) for file in files}
+
+
+def config_text(launch: Launch, file: ConfigFile) -> str:
+    """YAML, or JSON where the name ends so, which has no comments."""
+    if file.name.endswith(".json"):
+        import json
+
+        return json.dumps({s.key: s.value for s in file.settings}, indent=2) + "\n"
+    import yaml
+
+    head = f"# {one_line(launch.engine)} {one_line(launch.engine_version)}, written by wirelore\n"
+    return head + "".join(
+        f"# {one_line(s.reason)}\n{yaml.safe_dump({s.key: s.value}, sort_keys=False, allow_unicode=False)}"
+        for s in file.settings
+    )
+
+
+def _name(process: Process) -> str:
+    return f"node{process.node}-replica{process.replica}.yaml"
+
+
+def _settings(process: Process) -> list[Setting]:
+    """Flags as entries: '--tensor-parallel-size 8' is 'tensor-parallel-size: 8', a flag without a value is true.
+
+    What only the starting environment knows stays on the command line.
+    """
+    return [
+        Setting(flag.words[0].lstrip("-"), _value(flag.words[1:]), flag.reason)
+        for flag in process.flags
+        if not any(isinstance(word, Given) for word in flag.words)
+    ]
+
+
+def _value(words: tuple[str, ...]) -> Value:
+    if not words:
+        return True
+    values: list[Value] = [_scalar(word) for word in words]
+    return values[0] if len(values) == 1 else values
+
+
+def _scalar(word: str) -> Value:
+    for kind in (int, float):
+        try:
+            return kind(word) if word.isascii() else word
+        except ValueError:
+            continue
+    return word

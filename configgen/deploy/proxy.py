@@ -1,0 +1,29 @@
+"""A reverse proxy before the servers of a Launch: requests go to the one with the fewest open connections."""
+
+from __future__ import annotations
+
+import re
+
+from configgen.launch import Launch, Process
+from configgen.templates import fill
+
+PORT = 8080
+_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?")
+
+
+def proxy_file(launch: Launch) -> dict[str, str]:
+    """'proxy.conf' -> the text of an nginx configuration; nothing where one server stands alone."""
+    servers = [process for process in launch.processes if process.port is not None]
+    if len(servers) < 2:
+        return {}
+    nodes = {process.node for process in launch.processes}
+    addresses = [f"{_host(process, len(nodes) == 1)}:{process.port}" for process in servers]
+    return {"proxy.conf": fill("proxy.conf.j2", launch=launch, addresses=addresses, port=PORT)}
+
+
+def _host(process: Process, alone: bool) -> str:
+    """The node's name where it is one that a resolver takes; 'node3' stands for one that nobody told."""
+    if alone:
+        return "127.0.0.1"
+    told = process.hostname or ""
+    return told if _HOSTNAME.fullmatch(told) else f"node{process.node}"
