@@ -46,6 +46,7 @@ PURE = {
     *("configgen.quantization", "configgen.families", "configgen.fields"),
     *("configgen.cost", "configgen.passes", "configgen.roofline", "configgen.rates", "configgen.wires"),
     *("configgen.forecast", "configgen.whatif"),
+    *("configgen.comparison", "configgen.facts", "configgen.contrasts", "configgen.carryover", "configgen.compare"),
 }
 IO = {
     "io",
