@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import combinations, pairwise, permutations
 
-from probe.islands import bottleneck, clique_partition, islands, near_order
+from probe.islands import bottleneck, islands
+from probe.tiling import Group, shortest_chain, tilings
 from probe.topology import Gpu, GpuRef, Path, PathKind, Topology
 
-Group = tuple[int, ...]
-"""Positions in a Domain's `gpus`."""
+Pipeline = tuple[Group, ...]
+"""The stages of a replica, each a Group of positions in a Domain's `gpus`, in rank order."""
+
+WIDEST_OVER_NODES = 8
+"""GPUs of a stage that lies over several nodes. Two nodes of 8 H100 as TP16 were 6.6 times slower than as TP8 PP2, and
+over InfiniBand no faster: cutting a layer over more than a usual node gains nothing that a network keeps."""
+
+_LARGEST_ALIGNED = 4
+"""Ranks of a group up to which every order is tried to bring ranks of the same number near to each other."""
 
 
 @dataclass(frozen=True)
@@ -45,24 +54,87 @@ class Domain:
         fast = max((sum(a != b and self.path(a, b).is_fast for b in range(n)) for a in range(n)), default=0)
         return (fast, min(self.usable_bytes))
 
+    def bytes_of(self, group: Group) -> int:
+        """Usable bytes of its smallest GPU, for every rank holds as much as any other."""
+        return min(self.usable_bytes[i] for i in group)
+
+    def pipelines(self, tp: int, pp: int) -> tuple[Pipeline, ...]:
+        """Disjoint replicas of pp stages of tp GPUs: the best groups there are, and of these the best neighbours.
+
+        Those on more memory come first, then those on better paths. GPUs of other models or memory are in one stage or
+        one replica only where nothing else is left to do with them.
+        """
+        if (tp, pp) not in self._pipelines:
+            self._pipelines[tp, pp] = min((self._joined(groups, pp) for groups in self._tilings(tp)), key=self._hops)
+        return self._pipelines[tp, pp]
+
     @cached_property
-    def _groups(self) -> dict[int, tuple[Group, ...]]:
+    def _pipelines(self) -> dict[tuple[int, int], tuple[Pipeline, ...]]:
         return {}
+
+    @cached_property
+    def _tiled(self) -> dict[int, tuple[tuple[Group, ...], ...]]:
+        return {}
+
+    def _tilings(self, tp: int) -> tuple[tuple[Group, ...], ...]:
+        if tp not in self._tiled:
+            self._tiled[tp] = tilings(len(self.gpus), tp, lambda a, b: self._slowness((a,), (b,)))
+        return self._tiled[tp]
+
+    def _joined(self, groups: tuple[Group, ...], pp: int) -> tuple[Pipeline, ...]:
+        """The groups as replicas, neighbours next to each other, and the best last: there are the logits to be made."""
+        groups = tuple(sorted(groups, key=lambda g: (*self._goodness(g), g)))
+        replicas = tilings(len(groups), pp, lambda a, b: self._slowness(groups[a], groups[b]))[0]
+        found = [self._in_order([groups[i] for i in sorted(replica)]) for replica in replicas]
+        return tuple(sorted(found, key=lambda p: (*(-n for n in min(map(self._goodness, p))), p)))
+
+    def _in_order(self, stages: list[Group]) -> Pipeline:
+        order = shortest_chain(len(stages), lambda a, b: self._slowness(stages[a], stages[b])[-3:])
+        found = [stages[order[0]]]
+        for number in order[1:]:
+            found.append(self._facing(found[-1], stages[number]))
+        return tuple(found)
+
+    def _hops(self, pipelines: tuple[Pipeline, ...]) -> list[tuple[int, ...]]:
+        return sorted((self._slowness(a, b) for p in pipelines for a, b in pairwise(p)), reverse=True)
+
+    def _goodness(self, group: Group) -> tuple[int, ...]:
+        path = self.slowest_path(group)
+        return (self.bytes_of(group), *(-n for n in path.slowness)) if path else (self.bytes_of(group), 0, 0)
+
+    @cached_property
+    def _known(self) -> dict[tuple[Group, Group], tuple[int, ...]]:
+        return {}
+
+    def _slowness(self, a: Group, b: Group) -> tuple[int, ...]:
+        """Of two groups as neighbours: whether they are unlike, how good the worse one is, and what joins them."""
+        found = self._known.get((a, b))
+        if found is None:
+            path = boundary(a, self._facing(a, b), self.path)
+            names = {self.topology.gpu(self.gpus[group[0]]).name for group in (a, b)}
+            worse, better = sorted((self._goodness(a), self._goodness(b)))
+            unlike = len(names) > 1 or worse != better
+            found = self._known[a, b] = (unlike, *(-n for n in worse), not path.is_fast, *path.slowness)
+        return found
+
+    def _facing(self, a: Group, b: Group) -> Group:
+        """b's GPUs in the order in which the paths from a's ranks to those of the same number are best."""
+        if len(a) > _LARGEST_ALIGNED or len({self.path(i, j).slowness for i in a for j in b}) == 1:
+            return b
+
+        def slowest_first(order: Group) -> list[tuple[int, int]]:
+            return sorted((self.path(i, j).slowness for i, j in zip(a, order, strict=True)), reverse=True)
+
+        return min(permutations(b), key=slowest_first)
+
+    def slowest_path(self, group: Group) -> Path | None:
+        if group not in self._slowest:
+            self._slowest[group] = bottleneck(self.path(a, b) for a, b in combinations(group, 2))
+        return self._slowest[group]
 
     @cached_property
     def _slowest(self) -> dict[Group, Path | None]:
         return {}
-
-    def groups(self, size: int) -> tuple[Group, ...]:
-        """Disjoint groups of this size on the best paths there are, neighbours in the pipeline next to each other."""
-        if size not in self._groups:
-            self._groups[size] = tuple(_chain(_tile(self, size), self.path))
-        return self._groups[size]
-
-    def slowest_path(self, group: Group) -> Path | None:
-        if group not in self._slowest:
-            self._slowest[group] = bottleneck(self.path(a, b) for i, a in enumerate(group) for b in group[i + 1 :])
-        return self._slowest[group]
 
 
 @dataclass(frozen=True)
@@ -88,13 +160,13 @@ class Wiring:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A replica as a pattern: per stage, which domain of a run of alike ones, and which of its groups."""
+    """A replica as a pattern: per stage its ranks, each as (which domain of a run of alike ones, position in it)."""
 
-    stages: tuple[tuple[int, Group], ...]
+    stages: tuple[tuple[tuple[int, int], ...], ...]
 
     @property
     def domains(self) -> int:
-        return 1 + max(d for d, _ in self.stages)
+        return 1 + max(d for stage in self.stages for d, _ in stage)
 
 
 def domain_kinds(topology: Topology, usable_bytes: Callable[[GpuRef], int], nodes: int) -> list[DomainKind]:
@@ -125,105 +197,101 @@ def domain_kinds(topology: Topology, usable_bytes: Callable[[GpuRef], int], node
     return [DomainKind(tuple(domains), alone=key[0] == "mig") for key, domains in kinds.items()]
 
 
+def widths(kinds: Sequence[DomainKind], gpus: int) -> list[int]:
+    """The sizes that a stage can have: up to the largest domain, and all GPUs of several small ones."""
+    largest = max(len(kind.sample.gpus) for kind in kinds)
+    over_nodes = {
+        count * len(kind.sample.gpus)
+        for kind in kinds
+        if not kind.alone
+        for count in range(2, min(len(kind.domains), WIDEST_OVER_NODES // len(kind.sample.gpus)) + 1)
+    }
+    return sorted(size for size in {*range(1, largest + 1), *over_nodes} if size <= gpus)
+
+
+def stages_held(kind: DomainKind, tp: int) -> int:
+    """How many stages of tp GPUs the domains have room for."""
+    each = len(kind.sample.gpus)
+    return each // tp * len(kind.domains) if tp <= each else len(kind.domains) // _domains_of_a_stage(kind, tp)
+
+
 def slots(kind: DomainKind, tp: int, pp: int) -> tuple[Slot, ...]:
     """The replicas that a run of alike domains holds: inside one domain where they fit, else over several, evenly.
 
-    Every domain of a replica carries the same number of stages, since engines refuse uneven ranks per node.
+    Every domain of a replica carries the same number of stages, since engines refuse uneven ranks per node; or a stage
+    takes all GPUs of several domains.
     """
-    groups = kind.sample.groups(tp)
-    if not groups or (kind.alone and tp * pp > 1):
+    domain, most = kind.sample, len(kind.domains)
+    if kind.alone and tp * pp > 1:
         return ()
-    if pp == 1:
-        domain = kind.sample
-        largest_first = sorted(groups, key=lambda g: (-min(domain.usable_bytes[i] for i in g), g))
-        return tuple(Slot(((0, group),)) for group in largest_first)
-    if pp <= len(groups):
-        return tuple(
-            Slot(tuple((0, g) for g in groups[first : first + pp])) for first in range(0, len(groups) - pp + 1, pp)
-        )
-    for span in range(-(-pp // len(groups)), min(pp, len(kind.domains)) + 1):
-        if pp % span == 0:
-            return (Slot(tuple((d, g) for d in range(span) for g in groups[: pp // span])),)
+    if tp > len(domain.gpus):
+        span = _domains_of_a_stage(kind, tp)
+        whole = range(len(domain.gpus))
+        wide = tuple(tuple((first + d, i) for d in range(span) for i in whole) for first in range(0, span * pp, span))
+        return (Slot(wide),) if span * pp <= most else ()
+    for span in range(1, min(pp, most) + 1):
+        if pp % span == 0 and tp * (pp // span) <= len(domain.gpus):
+            return tuple(_repeated(pipeline, span) for pipeline in domain.pipelines(tp, pp // span))
     return ()
 
 
+def _domains_of_a_stage(kind: DomainKind, tp: int) -> int:
+    """How many whole domains are a stage of tp GPUs; more than there are where none is."""
+    count, rest = divmod(tp, len(kind.sample.gpus))
+    return count if rest == 0 and tp <= WIDEST_OVER_NODES else len(kind.domains) + 1
+
+
+def _repeated(pipeline: Pipeline, domains: int) -> Slot:
+    """The same stages on each of so many domains, one domain after the other."""
+    return Slot(tuple(tuple((d, i) for i in group) for d in range(domains) for group in pipeline))
+
+
+def capacity(kind: DomainKind, slot: Slot) -> tuple[int, ...]:
+    """Per stage the usable bytes of its smallest GPU, for every rank holds as much as any other."""
+    return tuple(min(kind.domains[d].usable_bytes[i] for d, i in stage) for stage in slot.stages)
+
+
+def uneven_nodes(kind: DomainKind, slot: Slot) -> str | None:
+    """Engines start the same number of ranks on every node of a replica; says so where the slot would not."""
+    ranks = Counter(kind.domains[d].gpus[i].node for stage in slot.stages for d, i in stage)
+    if len(set(ranks.values())) == 1:
+        return None
+    return f"a replica needs as many GPUs on each of its nodes, here {', '.join(map(str, ranks.values()))}"
+
+
 def wiring(kind: DomainKind, slot: Slot) -> Wiring:
-    """The slot's paths; a step to another domain is the network."""
-    inside = (kind.domains[d].slowest_path(group) for d, group in slot.stages)
-    hops = (
-        boundary(group, following, kind.domains[d].path) if d == next_d else Path(PathKind.NET)
-        for (d, group), (next_d, following) in pairwise(slot.stages)
+    """The slot's paths; from domain to domain it is the network."""
+
+    def inside(stage: tuple[tuple[int, int], ...]) -> Path | None:
+        if len({d for d, _ in stage}) > 1:
+            return Path(PathKind.NET)
+        return kind.domains[stage[0][0]].slowest_path(tuple(i for _, i in stage))
+
+    def hop(a: tuple[int, int], b: tuple[int, int]) -> Path:
+        return kind.domains[a[0]].path(a[1], b[1]) if a[0] == b[0] else Path(PathKind.NET)
+
+    hops = (bottleneck(hop(a, b) for a, b in zip(*pair, strict=True)) for pair in pairwise(slot.stages))
+    return Wiring(
+        bottleneck(path for stage in slot.stages if (path := inside(stage)) is not None),
+        tuple(path for path in hops if path is not None),
     )
-    return Wiring(bottleneck(path for path in inside if path is not None), tuple(hops))
 
 
 def place(kind: DomainKind, slot: Slot) -> Iterator[tuple[tuple[GpuRef, ...], ...]]:
     """The slot on each run of domains in turn: stages of GpuRefs."""
     span = slot.domains
     for first in range(0, len(kind.domains) - span + 1, span):
-        yield tuple(tuple(kind.domains[first + d].gpus[i] for i in group) for d, group in slot.stages)
+        yield tuple(tuple(kind.domains[first + d].gpus[i] for d, i in stage) for stage in slot.stages)
 
 
 def mixed_slot(kinds: Sequence[DomainKind], tp: int, pp: int) -> tuple[DomainKind, Slot] | None:
     """One replica over all domains of all kinds, the same number of stages on each; None where that cannot be."""
     kinds = [kind for kind in kinds if not kind.alone]
     domains = sorted((d for kind in kinds for d in kind.domains), key=lambda d: d.gpus[0])
-    if len(kinds) < 2 or pp % len(domains) or any(len(d.groups(tp)) < pp // len(domains) for d in domains):
+    if len(kinds) < 2 or pp % len(domains) or any(len(d.gpus) < tp * pp // len(domains) for d in domains):
         return None
-    each = pp // len(domains)
-    return DomainKind(tuple(domains)), Slot(tuple((i, g) for i, d in enumerate(domains) for g in d.groups(tp)[:each]))
-
-
-def _tile(domain: Domain, size: int) -> list[Group]:
-    """Cuts groups level by level: from the widest bonds, then islands, then what one switch joins, and so on outward.
-
-    GPUs of different models or memory share a group only where nothing else is left to do with them.
-    """
-    left = set(range(len(domain.gpus)))
-    if size == 1:
-        return [(i,) for i in near_order(sorted(left), domain.path)]
-    groups: list[Group] = []
-    for alike_only in (True, False):
-        for level in _levels(domain):
-            if len(left) < size:
-                return groups
-            neighbours = [0] * len(domain.gpus)
-            for a in left:
-                for b in left:
-                    if a < b and domain.path(a, b).slowness <= level and (not alike_only or _alike(domain, a, b)):
-                        neighbours[a] |= 1 << b
-                        neighbours[b] |= 1 << a
-            among = sum(1 << i for i in left)
-            for part in clique_partition(neighbours, among, lambda a, b: domain.path(a, b).links or 1):
-                order = near_order(part, domain.path)
-                for first in range(0, len(order) - size + 1, size):
-                    group = tuple(sorted(order[first : first + size]))
-                    groups.append(group)
-                    left -= set(group)
-    return groups
-
-
-def _levels(domain: Domain) -> list[tuple[int, int]]:
-    """How slow a path of a group may be, step by step: first the widest bonds alone, at last everything but the net."""
-    n = len(domain.gpus)
-    slowness = {domain.path(a, b).slowness for a in range(n) for b in range(a + 1, n)}
-    return sorted(s for s in slowness if s[0] != PathKind.NET.distance)
-
-
-def _alike(domain: Domain, a: int, b: int) -> bool:
-    def traits(i: int) -> tuple[str | None, int]:
-        return domain.topology.gpu(domain.gpus[i]).name, domain.usable_bytes[i]
-
-    return traits(a) == traits(b)
-
-
-def _chain(groups: list[Group], path: Callable[[int, int], Path]) -> Iterator[Group]:
-    """Groups in an order where each one's successor is the one it reaches best, starting with the lowest."""
-    left = sorted(groups)
-    while left:
-        last = left.pop(0)
-        yield last
-        left = [g for _, g in sorted((boundary(last, g, path).slowness, g) for g in left)]
+    stages = ((d, group) for d, domain in enumerate(domains) for group in domain.pipelines(tp, pp // len(domains))[0])
+    return DomainKind(tuple(domains)), Slot(tuple(tuple((d, i) for i in group) for d, group in stages))
 
 
 def boundary(a: Group, b: Group, path: Callable[[int, int], Path]) -> Path:

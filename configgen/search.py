@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import floor
@@ -19,7 +18,20 @@ from configgen.memory import (
     stage_weight_bytes,
 )
 from configgen.model import ModelSpec
-from configgen.placement import DomainKind, Slot, Wiring, domain_kinds, mixed_slot, place, slots, wiring
+from configgen.placement import (
+    DomainKind,
+    Slot,
+    Wiring,
+    capacity,
+    domain_kinds,
+    mixed_slot,
+    place,
+    slots,
+    stages_held,
+    uneven_nodes,
+    widths,
+    wiring,
+)
 from configgen.plan import NO_LIMITS, EngineTraits, Limits, Objective, Parallelism, Workload
 from probe.errors import NoPlanError
 from probe.islands import bottleneck, islands
@@ -75,7 +87,7 @@ def search(
     candidates: list[Candidate] = []
     refused: list[tuple[Parallelism, str]] = []
     largest = max(len(kind.sample.gpus) for kind in kinds)
-    for tp in range(1, min(budget, largest) + 1):
+    for tp in widths(kinds, budget):
         for inner in _inner_splits(model, tp, traits, workload):
             laws = tensor_parallel_laws(model, attention_tp=inner.attention_tp, tp=tp, ep=inner.ep)
             if laws:
@@ -84,7 +96,7 @@ def search(
             candidates += _with_stages(model, workload, traits, kinds, inner, budget, refused)
     if not candidates:
         raise NoPlanError(_no_plan(model, refused, budget, topology), cure=_no_plan_cure(refused))
-    machine, tried = Machine(survey), list(_not_deep(candidates))
+    machine, tried = Machine(survey), candidates
     while True:
         told = [forecast(machine, model, c, workload, traits) for c in tried]
         broken = [(f.candidate.parallelism, law) for f in told if (law := over_limits(f, workload)) is not None]
@@ -113,16 +125,6 @@ def offered(workload: Workload, gpus: int) -> Workload:
     if "concurrency" not in workload.assumed or workload.objective is Objective.LATENCY:
         return workload
     return replace(workload, concurrency=OFFERED * gpus)
-
-
-def _not_deep(candidates: list[Candidate]) -> Iterator[Candidate]:
-    """Of each cut inside a stage those of at most twice the stages that it needs, or 8: deeper ones only wait more."""
-    least: dict[Parallelism, int] = {}
-    for c in candidates:
-        p = c.parallelism
-        inner = Parallelism(p.tp, 1, 1, p.ep, p.attention_dp)
-        if p.pp <= max(8, 2 * least.setdefault(inner, p.pp)):
-            yield c
 
 
 def usable_bytes(topology: Topology, ref: GpuRef, traits: EngineTraits) -> int:
@@ -188,9 +190,12 @@ def _with_stages(
     budget: int,
     refused: list[tuple[Parallelism, str]],
 ) -> Iterator[Candidate]:
-    groups = sum(len(kind.sample.groups(inner.tp)) * len(kind.domains) for kind in kinds)
-    deepest = min(model.layers, groups, budget // inner.tp, MAX_STAGES)
+    held = sum(stages_held(kind, inner.tp) for kind in kinds)
+    deepest = min(model.layers, held, budget // inner.tp, MAX_STAGES)
+    least: int | None = None
     for pp in range(1, deepest + 1):
+        if least is not None and pp > max(8, 2 * least):
+            return  # deeper ones only wait more
         shape = Parallelism(inner.tp, pp, 1, inner.ep, inner.attention_dp)
         if pp > 1 and model.architecture in traits.no_pipeline_architectures:
             refused.append(
@@ -207,6 +212,7 @@ def _with_stages(
             runs = [(mixed[0], (mixed[1],))] if mixed else []
         fitting = _fit(model, workload, traits, shape, runs, budget)
         if isinstance(fitting, Candidate):
+            least = least or pp
             yield fitting
         elif fitting:
             refused.append((shape, fitting))
@@ -242,12 +248,12 @@ def _fit(
         for slot in patterns:
             if dp + len(fitting) >= wanted:
                 break
-            if (uneven := _uneven_nodes(kind, slot)) is not None:
+            if (uneven := uneven_nodes(kind, slot)) is not None:
                 law = law or f"{shape.label}: {uneven}"
                 continue
-            capacity = tuple(min(kind.domains[d].usable_bytes[i] for i in group) for d, group in slot.stages)
-            cut = layers or _cut_layers(model, shape, capacity, traits)
-            stages = _stage_memory(model, workload, traits, shape, cut, capacity)
+            usable = capacity(kind, slot)
+            cut = layers or _cut_layers(model, shape, usable, traits)
+            stages = _stage_memory(model, workload, traits, shape, cut, usable)
             short = next((s for s, m in enumerate(stages) if not m.fits), None)
             if short is not None:
                 law = law or _too_small(shape, stages[short], short)
@@ -269,14 +275,6 @@ def _fit(
     across = bottleneck(path for w in wires for path in w.hops)
     parallelism = Parallelism(shape.tp, shape.pp, dp, shape.ep, shape.attention_dp)
     return Candidate(parallelism, tuple(kept), layers, memory, worst_room * dp, inside, across)
-
-
-def _uneven_nodes(kind: DomainKind, slot: Slot) -> str | None:
-    """Engines start the same number of ranks on every node of a replica; says so where the slot would not."""
-    ranks = Counter(kind.domains[d].gpus[i].node for d, group in slot.stages for i in group)
-    if len(set(ranks.values())) == 1:
-        return None
-    return f"a replica needs as many GPUs on each of its nodes, here {', '.join(map(str, ranks.values()))}"
 
 
 def _cut_layers(

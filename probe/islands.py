@@ -1,4 +1,4 @@
-"""Islands (cliques of fast paths), their bottlenecks, an order that keeps near GPUs together, and the fingerprint."""
+"""Islands (cliques of fast paths), their bottlenecks, and the fingerprint."""
 
 from __future__ import annotations
 
@@ -147,29 +147,6 @@ def partial_meshes(shape: NodeShape) -> list[tuple[int, ...]]:
         if not _is_clique(neighbours, component):
             cliques += maximal_cliques(neighbours, component)
     return sorted((_bits(c) for c in cliques), key=lambda c: (-len(c), c))
-
-
-def near_order(members: Sequence[int], path: Callable[[int, int], Path]) -> list[int]:
-    """These GPUs in an order where near ones are consecutive: the widest bonds first, then level by level."""
-
-    levels = sorted({path(a, b).slowness for i, a in enumerate(members) for b in members[i + 1 :]})
-
-    def gather(parts: list[tuple[int, ...]], step: int) -> list[tuple[int, ...]]:
-        if len(parts) < 2 or step == len(levels):
-            return parts
-        near = [
-            _mask(
-                j
-                for j, other in enumerate(parts)
-                if j != i and all(path(a, b).slowness <= levels[step] for a in part for b in other)
-            )
-            for i, part in enumerate(parts)
-        ]
-        joined = clique_partition(near, (1 << len(parts)) - 1, lambda a, b: 0)
-        merged = [tuple(gpu for p in sorted(group) for gpu in parts[p]) for group in joined]
-        return gather(sorted(merged), step + 1)
-
-    return [gpu for part in gather([(m,) for m in sorted(members)], 0) for gpu in part]
 
 
 def fingerprint(topology: Topology) -> str:

@@ -38,7 +38,7 @@ LAZY = ("torch", "ray", "jinja2", "huggingface_hub", "psutil", "pynvml", "yaml",
 PURE = {
     *("probe.topology", "probe.islands", "probe.measurement", "probe.catalog", "probe.errors", "probe.units"),
     *("probe.statistics", "probe.curve", "probe.stability"),
-    *("probe.rails", "probe.bench.candidates", "probe.bench.schedule"),
+    *("probe.rails", "probe.tiling", "probe.bench.candidates", "probe.bench.schedule"),
     *("probe.bench.seen", "probe.bench.conductor", "probe.bench.rehearsal", "probe.bench.generations"),
     *("configgen.plan", "configgen.search", "configgen.decide", "configgen.memory", "configgen.model"),
     *("configgen.placement", "configgen.judge", "configgen.explain", "configgen.laws", "configgen.launch"),

@@ -8,7 +8,7 @@ from itertools import combinations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probe.islands import fingerprint, group_shape, islands, maximal_cliques, near_order, partial_meshes
+from probe.islands import fingerprint, group_shape, islands, maximal_cliques, partial_meshes
 from probe.topology import (
     Fabric,
     FabricState,
@@ -101,21 +101,6 @@ def test_maximal_cliques_are_what_trying_every_subset_finds(topology: Topology) 
     ]  # fmt: skip
     maximal = {sum(1 << v for v in c) for c in cliques if not any(c < d for d in cliques)}
     assert set(maximal_cliques(neighbours, (1 << n) - 1)) == maximal
-
-
-@given(topologies())
-def test_near_order_names_each_gpu_once(topology: Topology) -> None:
-    shape = topology.nodes[0].shape
-    assert sorted(near_order(range(len(shape.gpus)), shape.path)) == list(range(len(shape.gpus)))
-
-
-def test_near_order_keeps_islands_and_switches_together() -> None:
-    paths = {(0, 2): PathKind.PIX, (1, 3): PathKind.PIX}
-    shape = NodeShape(
-        tuple(Gpu(i) for i in range(4)),
-        tuple(Path(paths.get(pair, PathKind.SYS)) for pair in combinations(range(4), 2)),
-    )
-    assert near_order(range(4), shape.path) == [0, 2, 1, 3]
 
 
 def test_the_fingerprint_knows_wires_and_models_but_no_serial_numbers() -> None:

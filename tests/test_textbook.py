@@ -185,7 +185,6 @@ def test_two_nodes_of_slow_memory_gain_by_tp_and_not_by_stages(model: ModelSpec)
     assert 0.9 < alone / told(topology, model, one_user(), here, there).tpot_s < 1.1
 
 
-@pytest.mark.xfail(reason="a stage is never tried across a network, even where a node has one GPU", strict=True)
 def test_so_two_such_nodes_are_planned_as_tp2_for_one_user() -> None:
     decided = decide(machine("2xdgx-spark-1"), llama_70b(), Objective.LATENCY, concurrency=1)
     assert cut(decided) == "TP2"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import combinations
 
-from probe.islands import clique_partition, islands, near_order
+from probe.islands import islands
 from probe.rails import rails
-from probe.topology import GpuRef, NodeShape, Path, Topology
+from probe.tiling import tilings
+from probe.topology import GpuRef, NodeShape, Topology
 
 Group = tuple[GpuRef, ...]
 
@@ -72,37 +74,22 @@ def group_sizes(topology: Topology, gpus: Group) -> tuple[int, ...]:
 def cut(topology: Topology, gpus: Group, size: int) -> tuple[Group, ...]:
     """Disjoint groups of this size on the best paths there are, as a plan would place them.
 
-    Level by level: first what the widest bonds join, then what a fabric, a switch, a socket joins. GPUs of different
-    models share a group only where nothing else is left to do with them.
+    GPUs of different models share a group only where nothing else is left to do with them. The best groups come first.
     """
     if len({m.node for m in gpus}) > 1:
         return tuple(tuple(gpus[i : i + size]) for i in range(0, len(gpus) - size + 1, size))
-
-    def path(a: int, b: int) -> Path:
-        return topology.path(gpus[a], gpus[b])
 
     def model(i: int) -> tuple[str | None, int | None]:
         gpu = topology.gpu(gpus[i])
         return gpu.name, gpu.memory_bytes
 
-    left = set(range(len(gpus)))
-    levels = sorted({path(a, b).slowness for a in left for b in left if a < b})
-    groups: list[Group] = []
-    for mixed in (False, True):
-        for level in levels:
-            near = [
-                sum(1 << b for b in left if b != a and path(a, b).slowness <= level and (mixed or model(a) == model(b)))
-                for a in range(len(gpus))
-            ]
-            among = sum(1 << i for i in left)
-            for part in clique_partition(near, among, lambda a, b: path(a, b).links or 1):
-                order = near_order(part, path)
-                for first in range(0, len(order) - size + 1, size):
-                    groups.append(tuple(gpus[i] for i in order[first : first + size]))
-                    left -= set(order[first : first + size])
-            if len(left) < size:
-                return tuple(groups)
-    return tuple(groups)
+    def slowness(a: int, b: int) -> tuple[int, ...]:
+        path = topology.path(gpus[a], gpus[b])
+        return (model(a) != model(b), not path.is_fast, *path.slowness)
+
+    found = tilings(len(gpus), size, slowness)[0]
+    best_first = sorted(found, key=lambda group: (max(slowness(a, b) for a, b in combinations(group, 2)), group))
+    return tuple(tuple(gpus[i] for i in group) for group in best_first)
 
 
 def rail_members(topology: Topology, gpus: Group, *, every: bool) -> tuple[int, ...]:
