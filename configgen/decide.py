@@ -57,6 +57,7 @@ def plan(
             weight_bytes=model.weight_bytes,
             architecture=model.architecture,
             is_moe=model.moe is not None,
+            latent_attention=model.mla is not None,
             max_context=model.max_context,
         ),
         workload=workload,

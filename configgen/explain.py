@@ -101,7 +101,8 @@ def is_measured(f: Forecast) -> bool:
 def custom_all_reduce(p: Parallelism, inside: Path | None, traits: EngineTraits) -> bool:
     """The engines' own predicate: a supported size and, beyond two GPUs, NVLink between all of them."""
     fast = inside is None or inside.is_fast
-    return p.attention_tp in traits.custom_all_reduce_sizes and (fast or p.attention_tp == 2)
+    pair = p.attention_tp == 2 and traits.pair_without_nvlink
+    return p.attention_tp in traits.custom_all_reduce_sizes and (fast or pair)
 
 
 def lost_by(loser: Forecast, best: Forecast, workload: Workload) -> str:

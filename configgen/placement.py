@@ -77,6 +77,10 @@ class DomainKind:
     def sample(self) -> Domain:
         return self.domains[0]
 
+    def refs(self, slot: Slot) -> list[GpuRef]:
+        """The GPUs of a slot on its first run of domains, in rank order."""
+        return [self.domains[d].gpus[i] for d, group in slot.stages for i in group]
+
 
 @dataclass(frozen=True, slots=True)
 class Wiring:

@@ -80,6 +80,23 @@ class EngineTraits:
     attention_dp: bool = True
     attention_dp_with_stages: bool = True
     """Whether the ranks of one stage may each run attention alone while there are more stages."""
+    expert_parallel: bool = True
+    """Whether whole experts may lie on different GPUs of a stage."""
+    max_stages: int | None = None
+    single_node: bool = False
+    """Whether a replica must lie in one node."""
+    takes_first_gpus: bool = False
+    """Whether it takes a node's GPUs from index 0 on by itself, replica by replica, and no order can be given."""
+    copies_kv_heads: bool = True
+    """Whether TP beyond the KV heads keeps copies of them, instead of being refused."""
+    pair_without_nvlink: bool = True
+    """Whether its own all-reduce runs between two GPUs that only PCIe joins."""
+    model_types: frozenset[str] | None = None
+    """What it can load, as `model_type` says it; None where no list is known here."""
+    quantizations: frozenset[str] | None = None
+    """Quantisation methods of checkpoints that it can load; None where no list is known here."""
+    max_context: int | None = None
+    """Tokens of the longest sequence that it serves whatever the memory."""
     prompts_first: bool = False
     """Whether waiting prompts run alone before decoding goes on (SGLang without --enable-mixed-chunk), not mixed in."""
 
@@ -221,6 +238,7 @@ class PlannedModel:
     weight_bytes: int
     architecture: str | None = None
     is_moe: bool = False
+    latent_attention: bool = False
     max_context: int | None = None
 
 

@@ -10,7 +10,7 @@ from math import floor
 from configgen.cost import Machine
 from configgen.forecast import Forecast, forecast, over_limits, ranked
 from configgen.judge import USEFUL_BATCH, Candidate, Judge
-from configgen.laws import tensor_parallel_laws
+from configgen.laws import engine_law, engine_place_law, kv_head_law, stages_law, tensor_parallel_laws
 from configgen.memory import (
     StageMemory,
     activation_bytes,
@@ -60,6 +60,8 @@ def search(
 ) -> Field:
     """Every legal parallelism on these wires, best first. Raises NoPlanError naming the law where there is none."""
     topology = survey.topology
+    if (law := engine_law(model, workload, traits)) is not None:
+        raise NoPlanError(law, cure="Use another engine.")
     nodes = min(limits.nodes or len(topology.nodes), len(topology.nodes))
     kinds = domain_kinds(topology, lambda ref: usable_bytes(topology, ref, traits), nodes)
     kinds, too_old = _capable(kinds, model, traits)
@@ -78,6 +80,7 @@ def search(
     for tp in range(1, min(budget, largest) + 1):
         for inner in _inner_splits(model, tp, traits, workload):
             laws = tensor_parallel_laws(model, attention_tp=inner.attention_tp, tp=tp, ep=inner.ep)
+            laws += kv_head_law(model, inner.attention_tp, traits)
             if laws:
                 refused.append((inner, laws[0]))
                 continue
@@ -172,7 +175,7 @@ def _format_law(model: ModelSpec, capability: tuple[int, int] | None, traits: En
 def _inner_splits(model: ModelSpec, tp: int, traits: EngineTraits, workload: Workload) -> Iterator[Parallelism]:
     """How a stage of tp GPUs may be cut inside: plain TP, experts spread (EP), attention replicated (attention-DP)."""
     yield Parallelism(tp)
-    if model.moe is None or tp == 1:
+    if model.moe is None or tp == 1 or not traits.expert_parallel:
         return
     yield Parallelism(tp, ep=tp)
     if traits.attention_dp and model.mla is not None and workload.objective is not Objective.LATENCY:
@@ -192,14 +195,8 @@ def _with_stages(
     deepest = min(model.layers, groups, budget // inner.tp, MAX_STAGES)
     for pp in range(1, deepest + 1):
         shape = Parallelism(inner.tp, pp, 1, inner.ep, inner.attention_dp)
-        if pp > 1 and model.architecture in traits.no_pipeline_architectures:
-            refused.append(
-                (shape, f"PP{pp}: {traits.engine} {traits.version} has no pipeline for {model.architecture}")
-            )
-            return
-        if pp > 1 and inner.attention_dp > 1 and not traits.attention_dp_with_stages:
-            law = f"{traits.engine} {traits.version} gives each attention-DP rank a pipeline of its own: no stages"
-            refused.append((shape, f"{shape.label}: {law}"))
+        if (law := stages_law(model, shape, traits)) is not None:
+            refused.append((shape, law))
             return
         runs = [(kind, slots(kind, inner.tp, pp)) for kind in kinds]
         if not any(found for _, found in runs):
@@ -242,8 +239,8 @@ def _fit(
         for slot in patterns:
             if dp + len(fitting) >= wanted:
                 break
-            if (uneven := _uneven_nodes(kind, slot)) is not None:
-                law = law or f"{shape.label}: {uneven}"
+            if (broken := _uneven_nodes(kind, slot) or engine_place_law(kind, slot, fitting, traits)) is not None:
+                law = law or f"{shape.label}: {broken}"
                 continue
             capacity = tuple(min(kind.domains[d].usable_bytes[i] for i in group) for d, group in slot.stages)
             cut = layers or _cut_layers(model, shape, capacity, traits)
@@ -273,7 +270,7 @@ def _fit(
 
 def _uneven_nodes(kind: DomainKind, slot: Slot) -> str | None:
     """Engines start the same number of ranks on every node of a replica; says so where the slot would not."""
-    ranks = Counter(kind.domains[d].gpus[i].node for d, group in slot.stages for i in group)
+    ranks = Counter(ref.node for ref in kind.refs(slot))
     if len(set(ranks.values())) == 1:
         return None
     return f"a replica needs as many GPUs on each of its nodes, here {', '.join(map(str, ranks.values()))}"

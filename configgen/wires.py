@@ -117,7 +117,8 @@ class Wires:
         if size_bytes > _most_bytes(self.survey.topology.gpu(group[0]), n):
             return library
         link = self._link(tuple(group))
-        if not (link.path.is_fast or n == 2) or (link.nodes > 1 and not link.path.is_fast):
+        pair = n == 2 and traits.pair_without_nvlink and link.nodes == 1
+        if not (link.path.is_fast or pair):
             return library
         curve, _ = self._curve("all_reduce", self._shape(tuple(group), at_once), False)
         wire_gbps = self._profile(curve).plateau_busbw_gbps if curve is not None else link.gbps * FABRIC_EFFICIENCY
