@@ -24,7 +24,7 @@ from configgen.plan import Plan, Workload
 from probe.errors import UsageError
 from probe.measurement import Survey
 
-RECORDED = ("CUDA_DEVICE_ORDER", "VLLM_PP_LAYER_PARTITION", "MASTER_ADDR")
+RECORDED = ("CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "VLLM_PP_LAYER_PARTITION", "MASTER_ADDR")
 MASTER = "10.0.0.7"
 FULL = ("--objective", "throughput", "--concurrency", "512")
 

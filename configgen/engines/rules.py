@@ -22,6 +22,15 @@ _VLLM_MIN_CAPABILITY = {
     "mxfp4": (8, 0), "fbgemm_fp8": (8, 0), "torchao": (7, 5), "quark": (7, 0),
 }  # fmt: skip
 
+# What _update_from_hf_quant_config does not refuse (tensorrt_llm/llmapi/llm_utils.py): these quant_methods, compressed
+# tensors, and ModelOpt's hf_quant_config.json, whose AWQ can't be told from AutoAWQ's here: only the former loads.
+_TRTLLM_QUANTIZATIONS = frozenset(("fp8", "mxfp4", "mxfp8", "nvfp4", "awq", "int4", "int8"))
+
+# model_type of each policy in build_hf_engine (deepspeed/inference/v2/engine_factory.py of DeepSpeed 0.19.8).
+_FASTGEN_MODEL_TYPES = frozenset(
+    "exaone4 exaone4_5 falcon llama mistral mixtral opt phi phi3 qwen qwen2 qwen2_moe".split()
+)
+
 ENGINES: dict[str, tuple[EngineTraits, ...]] = {
     "vllm": (
         EngineTraits(
@@ -37,6 +46,50 @@ ENGINES: dict[str, tuple[EngineTraits, ...]] = {
             # Each data-parallel rank gets a pipeline of its own inside a node: with --data-parallel-size 8, PP2 and
             # --nnodes 2 vLLM 0.33 resolves data_parallel_size_local 4, so stages would not lie where they are planned.
             attention_dp_with_stages=False,
+        ),
+    ),
+    "trtllm": (
+        EngineTraits(
+            engine="trtllm",
+            version="1.2",
+            memory_utilization=0.9,  # free_gpu_memory_fraction 0.9 of what the weights leave (llmapi/llm_args.py)
+            max_batched_tokens=8192,  # --max_num_tokens default (tensorrt_llm/commands/serve.py)
+            layer_split=LayerSplit.FIRST,  # Mapping.pp_layers (tensorrt_llm/mapping.py): 80 / 3 = 27,27,26
+            # DISPATCH_RANKS of allReduceFusionKernels.cu (16 would span nodes); AUTO takes NCCL without NVLink
+            # (selectImplementation of cpp/tensorrt_llm/thop/allreduceOp.cpp).
+            custom_all_reduce_sizes=frozenset((2, 4, 8)),
+            pair_without_nvlink=False,
+            quantizations=_TRTLLM_QUANTIZATIONS,
+        ),
+    ),
+    "megatron": (
+        EngineTraits(
+            engine="megatron",
+            version="0.16",
+            memory_utilization=0.9,  # it has no fraction: the KV buffer's size is told; as much as other engines take
+            max_batched_tokens=16384,  # DEFAULT_MAX_TOKENS (megatron/core/inference/contexts/dynamic_context.py)
+            layer_split=LayerSplit.BEFORE_LAST,  # it cuts only evenly by itself: the emitter writes every other cut
+            copies_kv_heads=False,  # core_divide(num_query_groups, tp_size) in dynamic_context.py
+            quantizations=frozenset(),  # it loads its own checkpoints, written in bfloat16 or float16
+        ),
+    ),
+    "deepspeed": (
+        EngineTraits(
+            engine="deepspeed",
+            version="0.3",
+            # DeepSpeed-MII 0.3.3 on DeepSpeed 0.19. It leaves 1 GB free (MemoryConfig.size, inference/v2/ragged/
+            # manager_configs.py), which is a twentieth of a 20 GB GPU and less of larger ones.
+            memory_utilization=0.95,
+            max_batched_tokens=768,  # DSStateManagerConfig.max_ragged_batch_size
+            max_context=8192,  # DSStateManagerConfig.max_context; no flag of the server changes either
+            layer_split=LayerSplit.LAST,  # never asked: it has no pipeline
+            max_stages=1,  # RaggedInferenceEngineConfig knows tensor_parallel alone
+            single_node=True,  # a replica is a list of slots of one host (_allocate_devices, mii/config.py)
+            takes_first_gpus=True,  # the same; "CUDA_VISIBLE_DEVICES does not work with DeepSpeed-MII" (device_map)
+            expert_parallel=False,  # experts are cut, never spread (model_implementations/{mixtral,qwen_v2_moe})
+            attention_dp=False,
+            model_types=_FASTGEN_MODEL_TYPES,
+            quantizations=frozenset(),  # HuggingFaceCheckpointEngine reads plain weights
         ),
     ),
 }
