@@ -150,7 +150,8 @@ def ranked(forecasts: Sequence[Forecast], judge: Judge) -> tuple[Forecast, ...]:
 
 def _simplicity(f: Forecast, judge: Judge) -> tuple[object, ...]:
     p = f.candidate.parallelism
-    return (p.pp, p.tp, p.attention_dp, p.ep, judge.rank(f.candidate))
+    partly = 1 < p.attention_dp < p.tp
+    return (p.pp, p.tp, partly, p.attention_dp, p.ep, judge.rank(f.candidate))
 
 
 def over_limits(f: Forecast, workload: Workload) -> str | None:

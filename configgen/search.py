@@ -79,7 +79,7 @@ def search(
         for inner in _inner_splits(model, tp, traits, workload):
             laws = tensor_parallel_laws(model, attention_tp=inner.attention_tp, tp=tp, ep=inner.ep)
             if laws:
-                refused.append((inner, laws[0]))
+                refused.append((inner, laws[0] if inner.attention_dp == 1 else f"{inner.label}: {laws[0]}"))
                 continue
             candidates += _with_stages(model, workload, traits, kinds, inner, budget, refused)
     if not candidates:
@@ -175,8 +175,11 @@ def _inner_splits(model: ModelSpec, tp: int, traits: EngineTraits, workload: Wor
     if model.moe is None or tp == 1:
         return
     yield Parallelism(tp, ep=tp)
-    if traits.attention_dp and model.mla is not None and workload.objective is not Objective.LATENCY:
-        yield Parallelism(tp, ep=tp, attention_dp=tp)
+    if not traits.attention_dp:
+        return
+    for attention_dp in range(2, tp + 1):
+        if tp % attention_dp == 0:
+            yield Parallelism(tp, ep=tp, attention_dp=attention_dp)
 
 
 def _with_stages(
