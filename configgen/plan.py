@@ -72,6 +72,8 @@ class EngineTraits:
     max_batched_tokens: int
     """Tokens of one forward pass: bounds the activations."""
     layer_split: LayerSplit
+    max_sequences: int = 1024
+    """Sequences of one forward pass: what a server is told to hold at most."""
     custom_all_reduce_sizes: frozenset[int] = frozenset()
     no_pipeline_architectures: frozenset[str] = frozenset()
     min_capability: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -102,7 +104,7 @@ class EngineTraits:
 
     def __post_init__(self) -> None:
         require(0 < self.memory_utilization <= 1, "memory utilization is a fraction of 1")
-        require(self.max_batched_tokens > 0, "a forward pass has a token")
+        require(min(self.max_batched_tokens, self.max_sequences) > 0, "a forward pass has a token and a sequence")
 
     def split(self, layers: int, stages: int) -> tuple[int, ...]:
         """Layers per stage as the engine splits them by itself: 80 over 3 is 27,27,26 in vLLM."""

@@ -82,7 +82,7 @@ def search(
             laws = tensor_parallel_laws(model, attention_tp=inner.attention_tp, tp=tp, ep=inner.ep)
             laws += kv_head_law(model, inner.attention_tp, traits)
             if laws:
-                refused.append((inner, laws[0]))
+                refused.append((inner, laws[0] if inner.attention_dp == 1 else f"{inner.label}: {laws[0]}"))
                 continue
             candidates += _with_stages(model, workload, traits, kinds, inner, budget, refused)
     if not candidates:
@@ -178,8 +178,11 @@ def _inner_splits(model: ModelSpec, tp: int, traits: EngineTraits, workload: Wor
     if model.moe is None or tp == 1 or not traits.expert_parallel:
         return
     yield Parallelism(tp, ep=tp)
-    if traits.attention_dp and model.mla is not None and workload.objective is not Objective.LATENCY:
-        yield Parallelism(tp, ep=tp, attention_dp=tp)
+    if not traits.attention_dp:
+        return
+    for attention_dp in range(2, tp + 1):
+        if tp % attention_dp == 0:
+            yield Parallelism(tp, ep=tp, attention_dp=attention_dp)
 
 
 def _with_stages(
@@ -229,7 +232,8 @@ def _fit(
     """The candidate with all replicas that fit with one cut of the layers; else the law; None: there is no place."""
     layers: tuple[int, ...] | None = None
     kept: list[tuple[DomainKind, tuple[Slot, ...]]] = []
-    dp, worst_room, law = 0, None, None
+    dp, law = 0, None
+    rooms: list[int] = []
     memory: tuple[StageMemory, ...] = ()
     wanted = budget // shape.gpus_per_replica
     if "concurrency" not in workload.assumed:
@@ -251,21 +255,22 @@ def _fit(
                 continue
             layers = cut
             fitting.append(slot)
-            concurrency = _max_concurrency(model, workload, shape, cut, stages)
-            if worst_room is None or concurrency < worst_room:
-                worst_room, memory = concurrency, stages
+            room = _room(traits, shape, stages)
+            rooms.append(room)
+            if room == min(rooms):
+                memory = stages
         if fitting:
             kept.append((kind, tuple(fitting)))
             dp += len(fitting) * (len(kind.domains) // fitting[0].domains)
     dp = min(dp, wanted)
-    if dp == 0 or layers is None or worst_room is None:
+    if dp == 0 or layers is None:
         return law
     memory = tuple(_with_load(model, workload, shape, layers, m, s, dp) for s, m in enumerate(memory))
     wires = [wiring(kind, slot) for kind, fitting in kept for slot in fitting]
     inside = bottleneck(w.inside for w in wires if w.inside)
     across = bottleneck(path for w in wires for path in w.hops)
     parallelism = Parallelism(shape.tp, shape.pp, dp, shape.ep, shape.attention_dp)
-    return Candidate(parallelism, tuple(kept), layers, memory, worst_room * dp, inside, across)
+    return Candidate(parallelism, tuple(kept), layers, memory, tuple(rooms), inside, across)
 
 
 def _uneven_nodes(kind: DomainKind, slot: Slot) -> str | None:
@@ -313,7 +318,9 @@ def _stage_memory(
     capacity: tuple[int, ...],
 ) -> tuple[StageMemory, ...]:
     """Per stage, for its smallest GPU, with the KV of one whole sequence: the least that can serve at all."""
-    activations = activation_bytes(model, tokens=traits.max_batched_tokens, tp=shape.tp)
+    activations = activation_bytes(
+        model, tokens=traits.max_batched_tokens, tp=shape.tp, ep=shape.ep, attention_dp=shape.attention_dp
+    )
     stages = []
     for stage in range(shape.pp):
         first = sum(layers[:stage])
@@ -349,12 +356,10 @@ def _with_load(
     )
 
 
-def _max_concurrency(
-    model: ModelSpec, workload: Workload, shape: Parallelism, layers: tuple[int, ...], stages: tuple[StageMemory, ...]
-) -> int:
-    """Whole sequences of the workload's length that one replica holds at once; the fullest stage decides."""
+def _room(traits: EngineTraits, shape: Parallelism, stages: tuple[StageMemory, ...]) -> int:
+    """Sequences of the workload's length that one replica holds at once; the fullest stage decides, or the engine."""
     rooms = [(m.usable_bytes - m.needed_bytes + m.kv_bytes) // m.kv_bytes for m in stages if m.kv_bytes]
-    return min(rooms, default=1 << 20) * shape.attention_dp
+    return min([*rooms, traits.max_sequences]) * shape.attention_dp
 
 
 def _too_small(shape: Parallelism, memory: StageMemory, stage: int) -> str:

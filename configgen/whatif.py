@@ -37,7 +37,7 @@ def changes(field: Field, model: ModelSpec, workload: Workload, traits: EngineTr
 
     label = other.candidate.parallelism.label
     wires = _crossover(lambda x: lead(x, 1.0))
-    part = _message(other) or _message(best)
+    part = _message(best, other)
     if wires is not None and part is not None:
         size_bytes, gbps, provenance = part
         way = "more" if wires > 1 else "less"
@@ -58,11 +58,11 @@ def _differs(f: Forecast, best: Forecast) -> bool:
     return a.tp != b.tp and f.worth_s > best.worth_s
 
 
-def _message(f: Forecast) -> tuple[float, float, Provenance] | None:
-    return next(
-        ((p.size_bytes, p.busbw_gbps, p.provenance) for p in f.estimate.parts if p.phase == "decode" and p.size_bytes),
-        None,
-    )
+def _message(best: Forecast, other: Forecast) -> tuple[float, float, Provenance] | None:
+    """The message on which one of them spends most: what the wires that decide carry of it."""
+    parts = [p for f in (best, other) for p in f.estimate.parts if p.phase == "decode" and p.size_bytes]
+    part = max(parts, key=lambda p: p.seconds, default=None)
+    return None if part is None else (part.size_bytes, part.busbw_gbps, part.provenance)
 
 
 def _crossover(lead: Callable[[float], float]) -> float | None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
-from builders import llama_13b, llama_70b
-from test_cost import survey_of
+from builders import cluster_of, llama_13b, llama_70b, node_of
+from test_cost import NCCL_ONLY, curve, survey_of
 
 from configgen.decide import plan
 from configgen.engines.rules import engine_traits
 from configgen.forecast import TIE
 from configgen.plan import Objective, Plan, Workload
 from probe.errors import NoPlanError
+from probe.islands import group_shape
 from probe.measurement import Survey
 from probe.sources.machines import machine
-from probe.topology import Provenance
+from probe.topology import Fabric, FabricState, GpuRef, GpuState, Provenance
 
 VLLM = engine_traits("vllm")
 FP8 = {"quant_method": "fp8"}
@@ -104,3 +106,21 @@ def test_a_limit_that_all_plans_keep_changes_nothing() -> None:
     free = plan(survey, llama_13b(), work, VLLM)
     kept = plan(survey, llama_13b(), Workload(1024, 256, 64, Objective.THROUGHPUT, 1e4, 1e3), VLLM)
     assert (free.parallelism, free.gpu_order) == (kept.parallelism, kept.gpu_order)
+
+
+def test_the_bandwidth_that_would_change_it_is_that_of_the_wires_that_decide() -> None:
+    """Fast inside two nodes, slow across: TP4 stands against TP2 with stages, and what TP4 sends goes across."""
+    fabric = Fabric(FabricState.COMPLETED, 0, "00000000-0000-0000-0000-000000000001", clique_id=1)
+    node = replace(node_of(2, 80, "all"), gpus=(GpuState(fabric=fabric),) * 2)
+    topology = cluster_of(node, node)
+    inside = group_shape(topology, (GpuRef(0, 0), GpuRef(0, 1)))
+    whole = group_shape(topology, tuple(GpuRef(n, i) for n in (0, 1) for i in (0, 1)))
+    curves = (curve("all_reduce", inside, 5e-6, 100.0), curve("all_reduce", whole, 2e-5, 5.0))
+    survey = Survey(topology, curves=curves)
+    decided = plan(survey, llama_70b(), Workload(objective=Objective.LATENCY, concurrency=1), NCCL_ONLY)
+    assert decided.parallelism.tp == 4
+    (text,) = [r.text for r in decided.reasons if r.rule == "would-change" and "wires carry" in r.text]
+    size_bytes = 8192 * 2
+    assert "for 16 KiB" in text
+    told_gbps = float(re.findall(r"instead of ([0-9.]+) for", text)[0])
+    assert told_gbps == pytest.approx(1.5 * size_bytes / (2e-5 + size_bytes / 5e9) / 1e9, rel=0.02)

@@ -30,11 +30,17 @@ def machines_command() -> None:
 
 
 @click.command("schema")
-@click.argument("document", type=click.Choice(["topology", "survey", "plan"]), default="topology")
+@click.argument("document", type=click.Choice(["topology", "survey", "plan", "comparison"]), default="topology")
 def schema_command(document: str) -> None:
     """Print the JSON Schema of a document."""
+    from configgen.compare_document import comparison_schema
     from configgen.document import plan_schema
     from probe.store import survey_schema, to_json, topology_schema
 
-    schemas = {"topology": topology_schema, "survey": survey_schema, "plan": plan_schema}
+    schemas = {
+        "topology": topology_schema,
+        "survey": survey_schema,
+        "plan": plan_schema,
+        "comparison": comparison_schema,
+    }
     click.echo(to_json(schemas[document]()), nl=False)

@@ -38,6 +38,7 @@ ENGINES: dict[str, tuple[EngineTraits, ...]] = {
             version="0.33",
             memory_utilization=0.9,  # --gpu-memory-utilization default (vllm/config/cache.py)
             max_batched_tokens=8192,  # chunked prefill's default on GPUs of 70 GB and more (vllm/engine/arg_utils.py)
+            max_sequences=1024,  # --max-num-seqs default of the same GPUs (same file)
             layer_split=LayerSplit.BEFORE_LAST,  # get_pp_indices (vllm/distributed/utils.py): 80 / 3 = 27,27,26
             custom_all_reduce_sizes=frozenset((2, 4, 6, 8)),  # custom_all_reduce.py, _SUPPORTED_WORLD_SIZES
             no_pipeline_architectures=_VLLM_NO_PIPELINE,

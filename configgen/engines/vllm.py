@@ -11,8 +11,6 @@ from probe.topology import GpuRef
 
 FIRST_PORT = 8000
 FIRST_MASTER_PORT = 29501
-MOST_SEQUENCES = 1024
-"""Sequences of a step at most: vLLM's own default on its largest GPUs (vllm/engine/arg_utils.py)."""
 
 
 def vllm_launch(plan: Plan) -> Launch:
@@ -110,7 +108,7 @@ def _tuning_flags(plan: Plan, replica: Replica) -> Iterator[Flag]:
     chunk = plan.engine.max_batched_tokens
     yield Flag(("--max-num-batched-tokens", str(chunk)), f"prompts in chunks of {chunk:,} tokens, as the plan counts")
     held = (plan.predictions.max_concurrency or 1) // plan.parallelism.dp // plan.parallelism.attention_dp
-    most = max(1, min(held, MOST_SEQUENCES))
+    most = max(1, min(held, plan.engine.max_sequences))
     yield Flag(("--max-num-seqs", str(most)), f"memory holds {held:,} sequences of {plan.workload.tokens:,} tokens")
     fits = plan.predictions.max_context
     if fits is not None and plan.model.max_context is not None and fits < plan.model.max_context:

@@ -13,6 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from configgen.comparison import Comparison
 from configgen.launch import Given, Launch
 from configgen.plan import Alternative, Plan
 from configgen.report.lines import gpus_line, island_text, islands_line
@@ -141,6 +142,35 @@ def print_survey(survey: Survey) -> None:
     with _console() as console:
         for line in survey_lines(survey):
             console.print(Text(printable(line.text), style=_STYLES.get(line.role, "")), soft_wrap=True)
+
+
+def print_comparison(compared: Comparison) -> None:
+    """The verdict, what it rests on, what differs, and what to measure."""
+    from configgen.report.comparison import alike_rows, difference_rows, judgement_rows, serving_rows, side_text
+
+    with _console() as console:
+        console.print(Text(printable(compared.verdict), style="bold green" if compared.carries_over else "bold"))
+        console.print(_rows([("A", side_text(compared.a)), ("B", side_text(compared.b))]))
+        if compared.notes:
+            console.print(_rows([("note", Text(printable(note), style="yellow")) for note in compared.notes]))
+        console.print(Group("", _section("Numbers", judgement_rows(compared))))
+        if compared.serving is not None:
+            title = f"Serving {one_line(compared.serving.model)}"
+            console.print(Group("", _section(title, serving_rows(compared.serving))))
+        rows, left = difference_rows(compared)
+        if rows:
+            table = Table(box=None, pad_edge=False, header_style="cyan", padding=(0, 2, 0, 0))
+            for header in ("what", "A", "B", "B/A", "affects"):
+                table.add_column(header, overflow="fold", no_wrap=header == "B/A")
+            for row in rows:
+                table.add_row(*(Text(printable(cell)) for cell in row))
+            console.print(Group("", Text("Differences", style="bold"), Padding(table, (0, 0, 0, 2))))
+        if left:
+            console.print(Text(f"  {left}", style="dim"))
+        if alike := list(alike_rows(compared)):
+            console.print(Group("", _rows(alike)))
+        if compared.measure:
+            console.print(Group("", _section("What would tell", [("", text) for text in compared.measure])))
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
