@@ -82,6 +82,8 @@ class EngineTraits:
     attention_dp: bool = True
     attention_dp_with_stages: bool = True
     """Whether the ranks of one stage may each run attention alone while there are more stages."""
+    partial_attention_dp: bool = True
+    """Whether attention may also run on parts of a stage, not only on the whole of it or on each GPU alone."""
     expert_parallel: bool = True
     """Whether whole experts may lie on different GPUs of a stage."""
     max_stages: int | None = None

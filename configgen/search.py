@@ -181,7 +181,7 @@ def _inner_splits(model: ModelSpec, tp: int, traits: EngineTraits, workload: Wor
     if not traits.attention_dp:
         return
     for attention_dp in range(2, tp + 1):
-        if tp % attention_dp == 0:
+        if tp % attention_dp == 0 and (attention_dp == tp or traits.partial_attention_dp):
             yield Parallelism(tp, ep=tp, attention_dp=attention_dp)
 
 

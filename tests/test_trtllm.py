@@ -134,6 +134,7 @@ def test_experts_and_attention_dp() -> None:
     assert p.attention_dp == p.ep == p.tp > 1
     assert told["enable_attention_dp"] is True
     assert (told["moe_tensor_parallel_size"], told["moe_expert_parallel_size"]) == (1, p.ep)
+    assert all(p.attention_dp in (1, p.tp) for p in (a.parallelism for a in decided.alternatives))
     half = replace(decided, parallelism=replace(p, attention_dp=2))
     with pytest.raises(NoPlanError, match="every rank"):
         trtllm_launch(half)

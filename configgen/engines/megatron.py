@@ -40,8 +40,6 @@ FIRST_MASTER_PORT = 29500
 """torchrun's --master-port by default."""
 FIRST_COORDINATOR_PORT = 12346
 """--inference-coordinator-port by default."""
-MOST_SEQUENCES = 1024
-"""Of a step; without a limit it takes one for each block of the cache, and captures graphs up to there."""
 LATENT_BLOCK = 64
 """Tokens of a cache block for latent attention: `Flash MLA requires a block size of 64` (dynamic_context.py)."""
 
@@ -138,7 +136,7 @@ def _memory_flags(plan: Plan) -> Iterator[Flag]:
     yield Flag(("--inference-dynamic-batching-max-tokens", str(chunk)), f"a step has at most {chunk:,} tokens")
     yield Flag(("--enable-chunked-prefill",), f"longer prompts run in chunks of {chunk:,} tokens, as the plan counts")
     held, step = held_sequences(plan), _ROUNDER * p.attention_tp
-    most = max(step, min(held, MOST_SEQUENCES) // step * step)
+    most = max(step, min(held, plan.engine.max_sequences) // step * step)
     why = f"memory holds {held:,} sequences of {workload.tokens:,} tokens"
     yield Flag(("--inference-dynamic-batching-max-requests", str(most)), why)
     longest = longest_sequence(plan) or (plan.model.max_context or workload.tokens, "as long as the model allows")

@@ -55,11 +55,13 @@ ENGINES: dict[str, tuple[EngineTraits, ...]] = {
             version="1.2",
             memory_utilization=0.9,  # free_gpu_memory_fraction 0.9 of what the weights leave (llmapi/llm_args.py)
             max_batched_tokens=8192,  # --max_num_tokens default (tensorrt_llm/commands/serve.py)
+            max_sequences=2048,  # max_batch_size default (tensorrt_llm/llmapi/llm_args.py)
             layer_split=LayerSplit.FIRST,  # Mapping.pp_layers (tensorrt_llm/mapping.py): 80 / 3 = 27,27,26
             # DISPATCH_RANKS of allReduceFusionKernels.cu (16 would span nodes); AUTO takes NCCL without NVLink
             # (selectImplementation of cpp/tensorrt_llm/thop/allreduceOp.cpp).
             custom_all_reduce_sizes=frozenset((2, 4, 8)),
             pair_without_nvlink=False,
+            partial_attention_dp=False,  # enable_attention_dp is yes or no for the tp ranks (tensorrt_llm/mapping.py)
             quantizations=_TRTLLM_QUANTIZATIONS,
         ),
     ),
@@ -69,6 +71,7 @@ ENGINES: dict[str, tuple[EngineTraits, ...]] = {
             version="0.16",
             memory_utilization=0.9,  # it has no fraction: the KV buffer's size is told; as much as other engines take
             max_batched_tokens=16384,  # DEFAULT_MAX_TOKENS (megatron/core/inference/contexts/dynamic_context.py)
+            max_sequences=1024,  # chosen: by itself one for each block of the cache, with tables up to there
             layer_split=LayerSplit.BEFORE_LAST,  # it cuts only evenly by itself: the emitter writes every other cut
             copies_kv_heads=False,  # core_divide(num_query_groups, tp_size) in dynamic_context.py
             quantizations=frozenset(),  # it loads its own checkpoints, written in bfloat16 or float16
@@ -82,6 +85,7 @@ ENGINES: dict[str, tuple[EngineTraits, ...]] = {
             # manager_configs.py), which is a twentieth of a 20 GB GPU and less of larger ones.
             memory_utilization=0.95,
             max_batched_tokens=768,  # DSStateManagerConfig.max_ragged_batch_size
+            max_sequences=512,  # DSStateManagerConfig.max_ragged_sequence_count
             max_context=8192,  # DSStateManagerConfig.max_context; no flag of the server changes either
             layer_split=LayerSplit.LAST,  # never asked: it has no pipeline
             max_stages=1,  # RaggedInferenceEngineConfig knows tensor_parallel alone

@@ -33,8 +33,6 @@ from configgen.plan import Plan, Replica
 from probe.errors import NoPlanError
 
 FIRST_PORT = 8000
-MOST_SEQUENCES = 2048
-"""max_batch_size by default (tensorrt_llm/llmapi/llm_args.py): requests of a step."""
 
 _TWENTIETH = 0.05
 _DIGITS = 1000
@@ -113,7 +111,7 @@ def _flags(plan: Plan) -> Iterator[str]:
         yield from ("--ep_size", str(p.ep))
     yield from ("--gpus_per_node", str(p.gpus))
     yield from ("--kv_cache_free_gpu_memory_fraction", str(kv_fraction(plan, replica)))
-    yield from ("--max_batch_size", str(min(held_sequences(plan), MOST_SEQUENCES)))
+    yield from ("--max_batch_size", str(min(held_sequences(plan), plan.engine.max_sequences)))
     yield from ("--max_num_tokens", str(plan.engine.max_batched_tokens))
     if (longest := longest_sequence(plan)) is not None:
         yield from ("--max_seq_len", str(longest[0]))
@@ -187,7 +185,7 @@ def _settings(plan: Plan, replica: Replica) -> Iterator[Setting]:
     )
     held = held_sequences(plan)
     why = f"memory holds {held:,} sequences of {plan.workload.tokens:,} tokens"
-    yield Setting("max_batch_size", min(held, MOST_SEQUENCES), why)
+    yield Setting("max_batch_size", min(held, plan.engine.max_sequences), why)
     chunk = plan.engine.max_batched_tokens
     yield Setting("max_num_tokens", chunk, f"a step has at most {chunk:,} tokens, as the plan counts")
     yield Setting("enable_chunked_prefill", True, "longer prompts run in chunks instead of being refused")
