@@ -96,7 +96,8 @@ def room(given: Case, shape: Parallelism, stages: Stages, layers: tuple[int, ...
     for stage, count in zip(stages, layers, strict=True):
         last = first + count
         fixed = stage_weight_bytes(model, first, last, attention_tp=shape.attention_tp, tp=shape.tp, ep=shape.ep)
-        fixed += activation_bytes(model, tokens=given.traits.max_batched_tokens, tp=shape.tp)
+        tokens, spread = given.traits.max_batched_tokens, shape.attention_dp
+        fixed += activation_bytes(model, tokens=tokens, tp=shape.tp, ep=shape.ep, attention_dp=spread)
         fixed += overhead_bytes(shape.gpus_per_replica)
         one = sequence_bytes(model, first, last, tokens=work.tokens, attention_tp=shape.attention_tp)
         left = min(usable_bytes(given.topology, ref, given.traits) for ref in stage) - fixed

@@ -140,7 +140,7 @@ def _ported(
 ) -> Forecast:
     """A's replicas, as many of them as B holds, each with the load that it has on A."""
     dp = min(shape.dp, found.parallelism.dp)
-    candidate = replace(found, parallelism=replace(found.parallelism, dp=dp), max_concurrency=found.batch * dp)
+    candidate = replace(found, parallelism=replace(found.parallelism, dp=dp))
     load = replace(workload, concurrency=max(1, round(workload.concurrency * dp / shape.dp)))
     return forecast(machine, model, candidate, load, traits)
 

@@ -121,8 +121,11 @@ def estimate(
     traits: EngineTraits,
     room: int | None = None,
     host: HostTimes | None = None,
+    *,
+    asked: int | None = None,
 ) -> Estimate:
-    """One replica of `shape` on `stages`, alike with its dp - 1 others; `room` is the sequences that its memory holds.
+    """One replica of `shape` on `stages`, beside its dp - 1 others; `room` is the sequences that its memory holds, and
+    `asked` those that it is asked for, its even share where nobody says.
 
     A Machine in place of its survey keeps what was looked up. Raises ValueError where stages and shape disagree.
     """
@@ -130,7 +133,7 @@ def estimate(
     require(all(len(stage) == shape.tp for stage in stages), "every stage has tp GPUs")
     machine = survey if isinstance(survey, Machine) else Machine(survey)
     replica = Replica(machine, model, shape, layers, tuple(stages), traits)
-    asked = max(1, ceil(workload.concurrency / shape.dp))
+    asked = asked or max(1, ceil(workload.concurrency / shape.dp))
     held = asked if room is None else max(1, min(asked, room))
     return _steady(replica, workload, asked, held, host or HOST)
 
@@ -156,7 +159,9 @@ def _steady(replica: Replica, workload: Workload, asked: int, held: int, host: H
     # Passes that a prompt takes, seconds that each of them costs the replica, and the decode steps that they stand for.
     passes = workload.input_tokens / tokens / min(shape.attention_dp, held)
     together = max(float(chunks), held * workload.input_tokens / traits.max_batched_tokens)
-    each = turn / (1 - bubble(shape.pp, together))
+    # Other micro-batches go on decoding while a prompt fills the stages: only what a pass is longer for it is idle.
+    longer = max(0.0, turn - _turn(decode, host_s))
+    each = turn + longer * (1 / (1 - bubble(shape.pp, together)) - 1)
     carrying = min(1.0, held * passes / (output * micro))
     uneven = max(0.0, max(alone, micro * turn) - d) / (1 + (micro - 1) * carrying) + d / micro
     prompt, covered = passes * each, passes / min(together, shape.pp)
@@ -169,6 +174,7 @@ def _steady(replica: Replica, workload: Workload, asked: int, held: int, host: H
         tpot = d + others * prompt / output
     else:
         tpot = (others * prompt + max(0.0, output - others * covered) * d) / output
+        tpot = min(tpot, max(d, alone, micro * each))  # every pass brings a token, so no token waits for more than one
         wait = _queue(held, prompt, (output - 1) * tpot) / 2 + others / 2 * prompt / REQUESTS_PER_SLOT
     ttft = host.request_s + d / 2 + own + wait
     rate = held * output / (ttft + (output - 1) * tpot)
@@ -249,6 +255,6 @@ def _waits(
 
 
 def _uncertainty(parts: Sequence[Part]) -> float:
-    """The parts' half-widths, weighted by their time: they may all err in the same direction."""
+    """The parts' half-widths, weighted by their time: they may all err in the same direction; 1 is a factor of two."""
     own = [part for part in parts if part.phase == parts[0].phase]
-    return sum(p.seconds * p.uncertainty for p in own) / sum(p.seconds for p in own)
+    return min(1.0, sum(p.seconds * p.uncertainty for p in own) / sum(p.seconds for p in own))

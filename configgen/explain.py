@@ -81,9 +81,11 @@ def reasons(
             Provenance.MEASURED,
         )
     elif p.attention_tp > 1 and not custom_all_reduce(p, chosen.tp_path, traits):
+        *smaller, largest = sorted(traits.custom_all_reduce_sizes) or [1]
+        sizes = f"{', '.join(map(str, smaller))} or {largest}" if smaller else str(largest)
         yield Reason(
             "custom-all-reduce",
-            f"{traits.engine}'s own all-reduce needs 2, 4, 6 or 8 GPUs and, beyond 2, NVLink between all: it is off",
+            f"{traits.engine}'s own all-reduce needs {sizes} GPUs and, beyond 2, NVLink between all: it is off",
             paths,
         )
 
@@ -101,7 +103,8 @@ def is_measured(f: Forecast) -> bool:
 def custom_all_reduce(p: Parallelism, inside: Path | None, traits: EngineTraits) -> bool:
     """The engines' own predicate: a supported size and, beyond two GPUs, NVLink between all of them."""
     fast = inside is None or inside.is_fast
-    return p.attention_tp in traits.custom_all_reduce_sizes and (fast or p.attention_tp == 2)
+    pair = p.attention_tp == 2 and traits.pair_without_nvlink
+    return p.attention_tp in traits.custom_all_reduce_sizes and (fast or pair)
 
 
 def lost_by(loser: Forecast, best: Forecast, workload: Workload) -> str:

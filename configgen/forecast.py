@@ -21,7 +21,8 @@ from math import sqrt
 from configgen.cost import Estimate, Machine, estimate
 from configgen.judge import Candidate, Judge
 from configgen.model import ModelSpec
-from configgen.placement import Wiring, place, wiring
+from configgen.passes import Stages
+from configgen.placement import place, wiring
 from configgen.plan import EngineTraits, Objective, Predictions, Workload
 from probe.topology import Provenance
 from probe.units import seconds
@@ -69,28 +70,38 @@ class Forecast:
 def forecast(
     machine: Machine, model: ModelSpec, candidate: Candidate, workload: Workload, traits: EngineTraits
 ) -> Forecast:
-    """Estimates one replica of each kind that the candidate has."""
-    shape, found = candidate.parallelism, []
-    known: dict[tuple[object, ...], Estimate] = {}
-    left = shape.dp
-    for kind, patterns in candidate.runs:
-        copies = len(kind.domains) // patterns[0].domains
-        for slot in patterns:
-            times = min(left, copies)
-            if times == 0:
-                break
-            left -= times
+    """Estimates one replica of each kind that the candidate has; requests are whole, so some may get one more.
+
+    Replicas that differ share the load by what each gives at an even share, as a balancer that looks for the shortest
+    queue would.
+    """
+    alike: dict[tuple[object, ...], tuple[Stages, int, int]] = {}
+    for kind, slot, room, times in candidate.replicas():
+        if times:
             stages = next(iter(place(kind, slot)))
             names = tuple(machine.survey.topology.gpu(stage[0]).name for stage in stages)
-            key = (wired := wiring(kind, slot), names)
-            if key not in known:
-                known[key] = estimate(
-                    machine, model, shape, candidate.layers, stages, workload, traits, candidate.batch
-                )
-            found.append((known[key], times, wired))
-    slowest: tuple[Estimate, int, Wiring] = max(found, key=lambda f: f[0].tpot_s)
-    total = sum(e.output_tokens_per_s_per_gpu * shape.gpus_per_replica * times for e, times, _ in found)
-    return Forecast(candidate, slowest[0], total, _worth(slowest[0], total, candidate.max_concurrency, workload))
+            key = (wiring(kind, slot), names, room)
+            alike[key] = (stages, room, times + (alike[key][2] if key in alike else 0))
+    shape, kinds = candidate.parallelism, list(alike.values())
+
+    def served(stages: Stages, room: int, asked: int) -> Estimate:
+        return estimate(machine, model, shape, candidate.layers, stages, workload, traits, room, asked=asked)
+
+    even = max(1, round(workload.concurrency / shape.dp))
+    weights = [1.0]
+    if len(kinds) > 1:
+        weights = [served(stages, room, even).output_tokens_per_s_per_gpu for stages, room, _ in kinds]
+    found: list[tuple[Estimate, int]] = []
+    left, worth = workload.concurrency, sum(w * times for w, (_, _, times) in zip(weights, kinds, strict=True))
+    for weight, (stages, room, times) in zip(weights, kinds, strict=True):
+        share = round(left * weight * times / worth)
+        left, worth = left - share, worth - weight * times
+        each, more = divmod(share, times)
+        shares = ((each + 1, more), (each, times - more))
+        found += [(served(stages, room, asked), count) for asked, count in shares if asked and count]
+    slowest = max((e for e, _ in found), key=lambda e: e.tpot_s)
+    total = sum(e.output_tokens_per_s_per_gpu * shape.gpus_per_replica * count for e, count in found)
+    return Forecast(candidate, slowest, total, _worth(slowest, total, candidate.max_concurrency, workload))
 
 
 def _worth(estimated: Estimate, tokens_per_s: float, held: int, workload: Workload) -> float:
@@ -139,7 +150,8 @@ def ranked(forecasts: Sequence[Forecast], judge: Judge) -> tuple[Forecast, ...]:
 
 def _simplicity(f: Forecast, judge: Judge) -> tuple[object, ...]:
     p = f.candidate.parallelism
-    return (p.pp, p.tp, p.attention_dp, p.ep, judge.rank(f.candidate))
+    partly = 1 < p.attention_dp < p.tp
+    return (p.pp, p.tp, partly, p.attention_dp, p.ep, judge.rank(f.candidate))
 
 
 def over_limits(f: Forecast, workload: Workload) -> str | None:

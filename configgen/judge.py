@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil, log2
 
@@ -23,7 +24,8 @@ class Candidate:
     runs: tuple[tuple[DomainKind, tuple[Slot, ...]], ...]
     layers: tuple[int, ...]
     memory: tuple[StageMemory, ...]
-    max_concurrency: int
+    rooms: tuple[int, ...]
+    """Sequences of the workload's length that a replica of each pattern holds, in the order of `runs`."""
     tp_path: Path | None
     pp_path: Path | None
 
@@ -42,8 +44,22 @@ class Candidate:
 
     @property
     def batch(self) -> int:
-        """Sequences of the workload's length that one replica holds."""
-        return self.max_concurrency // self.parallelism.dp
+        """Sequences of the workload's length that the fullest replica holds."""
+        return min(self.rooms)
+
+    @property
+    def max_concurrency(self) -> int:
+        """Sequences of the workload's length that all replicas hold."""
+        return sum(room * times for _, _, room, times in self.replicas())
+
+    def replicas(self) -> Iterator[tuple[DomainKind, Slot, int, int]]:
+        """Each pattern of replica: its kind of domain, its slot, its room, and how many of it there are."""
+        left, rooms = self.parallelism.dp, iter(self.rooms)
+        for kind, patterns in self.runs:
+            for slot in patterns:
+                times = min(left, len(kind.domains) // patterns[0].domains)
+                yield kind, slot, next(rooms), times
+                left -= times
 
 
 @dataclass(frozen=True, slots=True)

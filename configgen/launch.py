@@ -34,6 +34,21 @@ MASTER_ADDRESS = Given("MASTER_ADDR")
 HERE = "HERE"
 """The variable that names the folder of the emitted files."""
 
+MEANINGS = {
+    "MASTER_ADDR": "the address of the first node",
+    "HOSTS": "the nodes of the replica and their numbers of GPUs as mpirun takes them, like a:8,b:8",
+    "CHECKPOINT": "the folder of the Megatron checkpoint",
+    "MEGATRON": "the folder that holds the sources of Megatron-LM",
+}
+"""What to set a variable to that the starting environment must tell."""
+
+_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?")
+
+
+def is_hostname(told: str | None) -> bool:
+    """Whether it is a name that a resolver takes, and nothing that another program could read as more."""
+    return told is not None and _HOSTNAME.fullmatch(told) is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Flag:
@@ -100,6 +115,8 @@ class Process:
     port: int | None = None
     """Where it answers requests; None where another process of its replica does."""
     files: tuple[ConfigFile, ...] = ()
+    said_by_command: tuple[Setting, ...] = ()
+    """What `command` says in words of its own, the model above all, as entries of the engine's configuration file."""
 
     @property
     def argv(self) -> tuple[str, ...]:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from configgen.weights import Cut, Part, Tensor
 
 if TYPE_CHECKING:
     from configgen.model import ModelSpec
+    from configgen.placement import DomainKind, Slot
+    from configgen.plan import EngineTraits, Parallelism, Workload
+
+BFLOAT16_SINCE = (8, 0)
+"""Ampere; CUDA C++ Programming Guide, arithmetic instructions by compute capability."""
 
 
 def tensor_parallel_laws(model: ModelSpec, attention_tp: int, tp: int, ep: int) -> list[str]:
@@ -28,6 +35,60 @@ def tensor_parallel_laws(model: ModelSpec, attention_tp: int, tp: int, ep: int) 
         if law is not None and law not in broken:
             broken.append(law)
     return broken
+
+
+def engine_law(model: ModelSpec, workload: Workload, traits: EngineTraits) -> str | None:
+    """Why this engine can't serve this model or these sequences at all, on whatever GPUs."""
+    engine = f"{traits.engine} {traits.version}"
+    if traits.model_types is not None and model.model_type not in traits.model_types:
+        known = ", ".join(sorted(traits.model_types))
+        return f"{engine} cannot load model type {model.model_type or 'unknown'!r}; it loads {known}"
+    method = model.quantization.method if model.quantization else None
+    if traits.quantizations is not None and method is not None and method not in traits.quantizations:
+        known = ", ".join(sorted(traits.quantizations)) or "plain weights alone"
+        return f"{engine} cannot load {method} checkpoints; it loads {known}"
+    if traits.max_context is not None and workload.tokens > traits.max_context:
+        return f"{engine} serves at most {traits.max_context:,} tokens per sequence, not {workload.tokens:,}"
+    return None
+
+
+def kv_head_law(model: ModelSpec, tp: int, traits: EngineTraits) -> list[str]:
+    """The law that TP beyond the KV heads breaks in an engine that keeps no copies of them."""
+    if traits.copies_kv_heads or model.mla is not None or model.kv_heads % tp == 0:
+        return []
+    return [f"TP{tp}: {model.kv_heads} KV heads do not divide by {tp}, and {traits.engine} keeps no copies of them"]
+
+
+def stages_law(model: ModelSpec, shape: Parallelism, traits: EngineTraits) -> str | None:
+    """Why the engine can't run this model in so many stages; deeper ones are forbidden alike."""
+    engine = f"{traits.engine} {traits.version}"
+    if shape.pp == 1:
+        return None
+    if traits.max_stages is not None and shape.pp > traits.max_stages:
+        most = "no pipeline" if traits.max_stages == 1 else f"at most {traits.max_stages} stages"
+        return f"PP{shape.pp}: {engine} has {most}"
+    if model.architecture in traits.no_pipeline_architectures:
+        return f"PP{shape.pp}: {engine} has no pipeline for {model.architecture}"
+    if shape.attention_dp > 1 and not traits.attention_dp_with_stages:
+        return f"{shape.label}: {engine} gives each attention-DP rank a pipeline of its own: no stages"
+    return None
+
+
+def engine_place_law(kind: DomainKind, slot: Slot, earlier: Sequence[Slot], traits: EngineTraits) -> str | None:
+    """Why the engine can't start a replica on just these GPUs, after the earlier ones."""
+    gpus = kind.refs(slot)
+    if traits.single_node and len({ref.node for ref in gpus}) > 1:
+        return f"a replica of {traits.engine} lies in one node"
+    if not traits.takes_first_gpus:
+        return None
+    if kind.alone:
+        return f"{traits.engine} takes whole GPUs by index, no MIG instances"
+    first = sum(ref.node == gpus[0].node for before in earlier for ref in kind.refs(before))
+    if [ref.gpu for ref in gpus] == list(range(first, first + len(gpus))):
+        return None
+    wanted = f"{first}..{first + len(gpus) - 1}" if len(gpus) > 1 else str(first)
+    chosen = ", ".join(str(ref.gpu) for ref in gpus)
+    return f"{traits.engine} takes GPUs {wanted} by itself, the best group is {chosen}"
 
 
 def _heads(model: ModelSpec, tp: int) -> list[str]:
@@ -86,3 +147,33 @@ def _blocks(tensor: Tensor, attention_tp: int, tp: int, ep: int) -> str | None:
     owner = "an expert's " if routed else ""
     count = f" ({whole // size} {unit}s do not split in {parts})" if whole % size == 0 else ""
     return f"{broken} {owner}{whole} / {parts} = {share}{count}"
+
+
+def gpu_law(model: ModelSpec, capability: tuple[int, int] | None, traits: EngineTraits) -> str | None:
+    """Why the engine can't run this model's formats on a GPU of this compute capability; None is an untold one."""
+    if capability is None:
+        return None
+    engine, shown = f"{traits.engine} {traits.version}", f"compute capability {capability[0]}.{capability[1]}"
+    method = model.quantization.method if model.quantization else None
+    for what, least in ((engine, traits.oldest_capability), (method, traits.min_capability.get(method or ""))):
+        if least is not None and capability < least:
+            where = "" if what == engine else f" in {traits.engine}"
+            return f"{what} needs compute capability {least[0]}.{least[1]}{where}, the GPU has {shown}"
+    if capability < BFLOAT16_SINCE and model.model_type in traits.no_float16_model_types:
+        return f"{model.model_type} is not stable in float16, and {shown} has no bfloat16"
+    return None
+
+
+def node_law(nodes: Sequence[int], stages: int, traits: EngineTraits) -> str | None:
+    """Why an engine can't start a replica whose ranks lie on these nodes, given in rank order.
+
+    Every engine starts the same number of ranks on each node. One that counts ranks by whole stages places the stages
+    of other cuts wrongly, or never starts some of them (SGLang's _calculate_rank_ranges), and doesn't say so.
+    """
+    ranks = Counter(nodes)
+    if len(set(ranks.values())) > 1:
+        return f"a replica needs as many GPUs on each of its nodes, here {', '.join(map(str, ranks.values()))}"
+    if traits.whole_stages and stages % len(ranks) and len(ranks) % stages:
+        engine = f"{traits.engine} {traits.version}"
+        return f"{engine} puts whole stages on a node or whole nodes in a stage, not {stages} stages on {len(ranks)}"
+    return None

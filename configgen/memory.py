@@ -21,6 +21,9 @@ COMMUNICATOR_BYTES = 392_000_000
 _ACTIVATION_WIDTHS = ((8, 5), (4, 5), (2, 6), (1, 10))
 """(tp, c): a pass over some tokens holds 2 tokens h c bytes at its peak (aiconfigurator's memory model)."""
 
+_EXPERT_TOKENS = 16 << 10
+"""Tokens that one call of vLLM's fused expert kernel takes (vllm/envs.py, VLLM_FUSED_MOE_CHUNK_SIZE)."""
+
 _SAMPLED_SEQUENCES, _SAMPLER_COPIES = 256, 4
 """Logits in float32 and their scaled, sorted and normalised copies for vLLM's default max_num_seqs. With it Llama-3-8B
 comes to 1.11 GiB for 8192 tokens; vLLM's profiler saw 1.26 GiB (pull 10511)."""
@@ -98,20 +101,22 @@ def sequence_bytes(model: ModelSpec, first: int, last: int, *, tokens: int, atte
     )
 
 
-def activation_bytes(model: ModelSpec, *, tokens: int, tp: int) -> int:
+def activation_bytes(model: ModelSpec, *, tokens: int, tp: int, ep: int = 1, attention_dp: int = 1) -> int:
     """Peak working memory of a pass over `tokens` tokens on a rank.
 
     Dense layers as measured by others (see _ACTIVATION_WIDTHS), the sampler, and for experts what vLLM's fused kernel
-    allocates: every token once per chosen expert, at the expert's widths (fused_moe: intermediate caches 1 to 3).
+    allocates: every token once per chosen expert, at the width that a rank holds of it (fused_moe: intermediate caches
+    1 to 3); under attention-DP the tokens of all ranks, as far as one call of the kernel takes them.
     """
     require(tokens >= 0 and tp >= 1, "tokens are not negative and a group has at least one GPU")
-    width = next(c for size, c in _ACTIVATION_WIDTHS if tp >= size)
+    width = next(c for size, c in _ACTIVATION_WIDTHS if tp // attention_dp >= size)
     dense = tokens * model.hidden_size * width * model.dtype_bytes
     sampler = min(tokens, _SAMPLED_SEQUENCES) * model.vocab_size * 4 * _SAMPLER_COPIES
     routed = 0
     if model.moe is not None:
-        wide = 3 * -(-model.moe.intermediate_size // tp) + model.hidden_size
-        routed = tokens * model.moe.experts_per_token * wide * model.dtype_bytes
+        wide = 3 * -(-model.moe.intermediate_size * ep // tp) + model.hidden_size
+        seen = max(tokens, min(tokens * attention_dp, _EXPERT_TOKENS))
+        routed = seen * model.moe.experts_per_token * wide * model.dtype_bytes
     return dense + sampler + routed
 
 

@@ -15,6 +15,7 @@ from probe.topology import GpuRef
 
 Stage = tuple[GpuRef, ...]
 """A stage's GPUs in rank order."""
+Stages = tuple[Stage, ...]
 
 TENSORS_HANDED_OFF = 2
 """From stage to stage: the hidden state and the residual (vLLM's IntermediateTensors)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -149,6 +148,10 @@ class DomainKind:
     def sample(self) -> Domain:
         return self.domains[0]
 
+    def refs(self, slot: Slot) -> list[GpuRef]:
+        """The GPUs of a slot on its first run of domains, in rank order."""
+        return [self.domains[d].gpus[i] for stage in slot.stages for d, i in stage]
+
 
 @dataclass(frozen=True, slots=True)
 class Wiring:
@@ -249,14 +252,6 @@ def _repeated(pipeline: Pipeline, domains: int) -> Slot:
 def capacity(kind: DomainKind, slot: Slot) -> tuple[int, ...]:
     """Per stage the usable bytes of its smallest GPU, for every rank holds as much as any other."""
     return tuple(min(kind.domains[d].usable_bytes[i] for d, i in stage) for stage in slot.stages)
-
-
-def uneven_nodes(kind: DomainKind, slot: Slot) -> str | None:
-    """Engines start the same number of ranks on every node of a replica; says so where the slot would not."""
-    ranks = Counter(kind.domains[d].gpus[i].node for stage in slot.stages for d, i in stage)
-    if len(set(ranks.values())) == 1:
-        return None
-    return f"a replica needs as many GPUs on each of its nodes, here {', '.join(map(str, ranks.values()))}"
 
 
 def wiring(kind: DomainKind, slot: Slot) -> Wiring:

@@ -72,20 +72,47 @@ class EngineTraits:
     max_batched_tokens: int
     """Tokens of one forward pass: bounds the activations."""
     layer_split: LayerSplit
+    max_sequences: int = 1024
+    """Sequences of one forward pass: what a server is told to hold at most."""
     custom_all_reduce_sizes: frozenset[int] = frozenset()
     no_pipeline_architectures: frozenset[str] = frozenset()
     min_capability: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Compute capability that a quantisation method needs at least."""
     no_float16_model_types: frozenset[str] = frozenset()
+    oldest_capability: tuple[int, int] | None = None
+    """Compute capability that any model needs at least; None where the engine's builds decide."""
+    mig: bool = True
+    """Whether it can be given a MIG instance, which has a UUID and no index."""
+    whole_stages: bool = False
+    """Whether a node must hold whole stages, or a stage whole nodes, because ranks are counted so."""
     attention_dp: bool = True
     attention_dp_with_stages: bool = True
     """Whether the ranks of one stage may each run attention alone while there are more stages."""
+    partial_attention_dp: bool = True
+    """Whether attention may also run on parts of a stage, not only on the whole of it or on each GPU alone."""
+    expert_parallel: bool = True
+    """Whether whole experts may lie on different GPUs of a stage."""
+    max_stages: int | None = None
+    single_node: bool = False
+    """Whether a replica must lie in one node."""
+    takes_first_gpus: bool = False
+    """Whether it takes a node's GPUs from index 0 on by itself, replica by replica, and no order can be given."""
+    copies_kv_heads: bool = True
+    """Whether TP beyond the KV heads keeps copies of them, instead of being refused."""
+    pair_without_nvlink: bool = True
+    """Whether its own all-reduce runs between two GPUs that only PCIe joins."""
+    model_types: frozenset[str] | None = None
+    """What it can load, as `model_type` says it; None where no list is known here."""
+    quantizations: frozenset[str] | None = None
+    """Quantisation methods of checkpoints that it can load; None where no list is known here."""
+    max_context: int | None = None
+    """Tokens of the longest sequence that it serves whatever the memory."""
     prompts_first: bool = False
     """Whether waiting prompts run alone before decoding goes on (SGLang without --enable-mixed-chunk), not mixed in."""
 
     def __post_init__(self) -> None:
         require(0 < self.memory_utilization <= 1, "memory utilization is a fraction of 1")
-        require(self.max_batched_tokens > 0, "a forward pass has a token")
+        require(min(self.max_batched_tokens, self.max_sequences) > 0, "a forward pass has a token and a sequence")
 
     def split(self, layers: int, stages: int) -> tuple[int, ...]:
         """Layers per stage as the engine splits them by itself: 80 over 3 is 27,27,26 in vLLM."""
@@ -221,6 +248,7 @@ class PlannedModel:
     weight_bytes: int
     architecture: str | None = None
     is_moe: bool = False
+    latent_attention: bool = False
     max_context: int | None = None
 
 

@@ -9,7 +9,15 @@ from math import floor
 from configgen.cost import Machine
 from configgen.forecast import Forecast, forecast, over_limits, ranked
 from configgen.judge import USEFUL_BATCH, Candidate, Judge
-from configgen.laws import tensor_parallel_laws
+from configgen.laws import (
+    engine_law,
+    engine_place_law,
+    gpu_law,
+    kv_head_law,
+    node_law,
+    stages_law,
+    tensor_parallel_laws,
+)
 from configgen.memory import (
     StageMemory,
     activation_bytes,
@@ -28,7 +36,6 @@ from configgen.placement import (
     place,
     slots,
     stages_held,
-    uneven_nodes,
     widths,
     wiring,
 )
@@ -46,9 +53,6 @@ MAX_STAGES = 64
 OFFERED = 16
 """Sequences of each GPU where nobody told the load: the middle (geometric) of the 4 to 64 that public tables of servers
 run from and to."""
-
-BFLOAT16_SINCE = (8, 0)
-"""Ampere; CUDA C++ Programming Guide, arithmetic instructions by compute capability."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,13 @@ def search(
 ) -> Field:
     """Every legal parallelism on these wires, best first. Raises NoPlanError naming the law where there is none."""
     topology = survey.topology
+    if (law := engine_law(model, workload, traits)) is not None:
+        raise NoPlanError(law, cure="Use another engine.")
     nodes = min(limits.nodes or len(topology.nodes), len(topology.nodes))
     kinds = domain_kinds(topology, lambda ref: usable_bytes(topology, ref, traits), nodes)
-    kinds, too_old = _capable(kinds, model, traits)
-    if not kinds and too_old:
-        raise NoPlanError(f"no GPU can run {model.name}: {too_old}", cure="Use newer GPUs or another quantisation.")
+    kinds, unfit = _capable(kinds, model, traits)
+    if not kinds and unfit:
+        raise NoPlanError(f"no GPU can run {model.name}: {unfit}", cure="Use other GPUs or another quantisation.")
     kinds.sort(key=lambda kind: kind.sample.worth, reverse=True)
     total = sum(len(d.gpus) for kind in kinds for d in kind.domains)
     budget = min(total, limits.gpus or total)
@@ -90,8 +96,9 @@ def search(
     for tp in widths(kinds, budget):
         for inner in _inner_splits(model, tp, traits, workload):
             laws = tensor_parallel_laws(model, attention_tp=inner.attention_tp, tp=tp, ep=inner.ep)
+            laws += kv_head_law(model, inner.attention_tp, traits)
             if laws:
-                refused.append((inner, laws[0]))
+                refused.append((inner, laws[0] if inner.attention_dp == 1 else f"{inner.label}: {laws[0]}"))
                 continue
             candidates += _with_stages(model, workload, traits, kinds, inner, budget, refused)
     if not candidates:
@@ -152,33 +159,25 @@ def _capable(kinds: list[DomainKind], model: ModelSpec, traits: EngineTraits) ->
     """The kinds whose GPUs the engine can run this model's formats on, and the law that forbids the first other."""
     kept, law = [], None
     for kind in kinds:
-        broken = [b for g in kind.sample.models if (b := _format_law(model, g.compute_capability, traits)) is not None]
+        broken = [b for g in kind.sample.models if (b := gpu_law(model, g.compute_capability, traits)) is not None]
+        if kind.alone and not traits.mig:
+            broken.append(f"{traits.engine} {traits.version} takes GPUs by index, and a MIG instance has none")
         law = law or (broken[0] if broken else None)
         kept += [] if broken else [kind]
     return kept, law
 
 
-def _format_law(model: ModelSpec, capability: tuple[int, int] | None, traits: EngineTraits) -> str | None:
-    method = model.quantization.method if model.quantization else None
-    least = traits.min_capability.get(method or "")
-    if capability is None:
-        return None
-    shown = f"compute capability {capability[0]}.{capability[1]}"
-    if least is not None and capability < least:
-        return f"{method} needs compute capability {least[0]}.{least[1]} in {traits.engine}, the GPU has {shown}"
-    if capability < BFLOAT16_SINCE and model.model_type in traits.no_float16_model_types:
-        return f"{model.model_type} is not stable in float16, and {shown} has no bfloat16"
-    return None
-
-
 def _inner_splits(model: ModelSpec, tp: int, traits: EngineTraits, workload: Workload) -> Iterator[Parallelism]:
     """How a stage of tp GPUs may be cut inside: plain TP, experts spread (EP), attention replicated (attention-DP)."""
     yield Parallelism(tp)
-    if model.moe is None or tp == 1:
+    if model.moe is None or tp == 1 or not traits.expert_parallel:
         return
     yield Parallelism(tp, ep=tp)
-    if traits.attention_dp and model.mla is not None and workload.objective is not Objective.LATENCY:
-        yield Parallelism(tp, ep=tp, attention_dp=tp)
+    if not traits.attention_dp:
+        return
+    for attention_dp in range(2, tp + 1):
+        if tp % attention_dp == 0 and (attention_dp == tp or traits.partial_attention_dp):
+            yield Parallelism(tp, ep=tp, attention_dp=attention_dp)
 
 
 def _with_stages(
@@ -197,14 +196,8 @@ def _with_stages(
         if least is not None and pp > max(8, 2 * least):
             return  # deeper ones only wait more
         shape = Parallelism(inner.tp, pp, 1, inner.ep, inner.attention_dp)
-        if pp > 1 and model.architecture in traits.no_pipeline_architectures:
-            refused.append(
-                (shape, f"PP{pp}: {traits.engine} {traits.version} has no pipeline for {model.architecture}")
-            )
-            return
-        if pp > 1 and inner.attention_dp > 1 and not traits.attention_dp_with_stages:
-            law = f"{traits.engine} {traits.version} gives each attention-DP rank a pipeline of its own: no stages"
-            refused.append((shape, f"{shape.label}: {law}"))
+        if (law := stages_law(model, shape, traits)) is not None:
+            refused.append((shape, law))
             return
         runs = [(kind, slots(kind, inner.tp, pp)) for kind in kinds]
         if not any(found for _, found in runs):
@@ -238,7 +231,8 @@ def _fit(
     """The candidate with all replicas that fit with one cut of the layers; else the law; None: there is no place."""
     layers: tuple[int, ...] | None = None
     kept: list[tuple[DomainKind, tuple[Slot, ...]]] = []
-    dp, worst_room, law = 0, None, None
+    dp, law = 0, None
+    rooms: list[int] = []
     memory: tuple[StageMemory, ...] = ()
     wanted = budget // shape.gpus_per_replica
     if "concurrency" not in workload.assumed:
@@ -248,8 +242,9 @@ def _fit(
         for slot in patterns:
             if dp + len(fitting) >= wanted:
                 break
-            if (uneven := uneven_nodes(kind, slot)) is not None:
-                law = law or f"{shape.label}: {uneven}"
+            broken = node_law([ref.node for ref in kind.refs(slot)], shape.pp, traits)
+            if (broken := broken or engine_place_law(kind, slot, fitting, traits)) is not None:
+                law = law or f"{shape.label}: {broken}"
                 continue
             usable = capacity(kind, slot)
             cut = layers or _cut_layers(model, shape, usable, traits)
@@ -260,21 +255,22 @@ def _fit(
                 continue
             layers = cut
             fitting.append(slot)
-            concurrency = _max_concurrency(model, workload, shape, cut, stages)
-            if worst_room is None or concurrency < worst_room:
-                worst_room, memory = concurrency, stages
+            room = _room(traits, shape, stages)
+            rooms.append(room)
+            if room == min(rooms):
+                memory = stages
         if fitting:
             kept.append((kind, tuple(fitting)))
             dp += len(fitting) * (len(kind.domains) // fitting[0].domains)
     dp = min(dp, wanted)
-    if dp == 0 or layers is None or worst_room is None:
+    if dp == 0 or layers is None:
         return law
     memory = tuple(_with_load(model, workload, shape, layers, m, s, dp) for s, m in enumerate(memory))
     wires = [wiring(kind, slot) for kind, fitting in kept for slot in fitting]
     inside = bottleneck(w.inside for w in wires if w.inside)
     across = bottleneck(path for w in wires for path in w.hops)
     parallelism = Parallelism(shape.tp, shape.pp, dp, shape.ep, shape.attention_dp)
-    return Candidate(parallelism, tuple(kept), layers, memory, worst_room * dp, inside, across)
+    return Candidate(parallelism, tuple(kept), layers, memory, tuple(rooms), inside, across)
 
 
 def _cut_layers(
@@ -314,7 +310,9 @@ def _stage_memory(
     capacity: tuple[int, ...],
 ) -> tuple[StageMemory, ...]:
     """Per stage, for its smallest GPU, with the KV of one whole sequence: the least that can serve at all."""
-    activations = activation_bytes(model, tokens=traits.max_batched_tokens, tp=shape.tp)
+    activations = activation_bytes(
+        model, tokens=traits.max_batched_tokens, tp=shape.tp, ep=shape.ep, attention_dp=shape.attention_dp
+    )
     stages = []
     for stage in range(shape.pp):
         first = sum(layers[:stage])
@@ -350,12 +348,10 @@ def _with_load(
     )
 
 
-def _max_concurrency(
-    model: ModelSpec, workload: Workload, shape: Parallelism, layers: tuple[int, ...], stages: tuple[StageMemory, ...]
-) -> int:
-    """Whole sequences of the workload's length that one replica holds at once; the fullest stage decides."""
+def _room(traits: EngineTraits, shape: Parallelism, stages: tuple[StageMemory, ...]) -> int:
+    """Sequences of the workload's length that one replica holds at once; the fullest stage decides, or the engine."""
     rooms = [(m.usable_bytes - m.needed_bytes + m.kv_bytes) // m.kv_bytes for m in stages if m.kv_bytes]
-    return min(rooms, default=1 << 20) * shape.attention_dp
+    return min([*rooms, traits.max_sequences]) * shape.attention_dp
 
 
 def _too_small(shape: Parallelism, memory: StageMemory, stage: int) -> str:

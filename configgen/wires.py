@@ -12,6 +12,7 @@ from probe.curve import Profile, bus_factor, profile
 from probe.islands import GroupShape, bottleneck, group_shape
 from probe.measurement import Curve, Survey
 from probe.topology import Gpu, GpuRef, Path, PathKind, Provenance
+from probe.units import count, message_size
 
 _MIB = 1 << 20
 ENGINE_KERNEL_BYTES = 8 * _MIB
@@ -51,7 +52,8 @@ BORROWED_UNCERTAINTY = 0.3
 """Of a curve of another size or number of groups, and beyond its sizes: as much as public figures leave open."""
 
 UNCERTAINTY = {Provenance.MEASURED: 0.05, Provenance.READ: 0.2, Provenance.CATALOG: 0.3, Provenance.ASSUMED: 0.7}
-"""Relative half-width. Catalog: 14-fold apart were two hosts of L40S, 1.3-fold boxes with NVSwitch; see `_doubt`."""
+"""Relative half-width. Catalog: boxes with NVSwitch were 1.3-fold apart. Assumed is what a host makes of PCIe or a
+network, whatever its parts: two hosts of L40S were 14-fold apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,10 @@ class Wires:
         curve, how = self._curve(operation, self._shape(tuple(group), at_once), graph)
         if curve is None:
             return self._from_catalog(operation, tuple(group), size_bytes, at_once)
-        read = self._profile(curve).read(size_bytes)
+        known = self._profile(curve)
+        if size_bytes > known.sizes_bytes[-1] and known.is_rising:
+            return self._beyond(operation, tuple(group), size_bytes, at_once, known, curve)
+        read = known.read(size_bytes)
         half = UNCERTAINTY[Provenance.MEASURED]
         if read.interval_s is not None:
             half = max(half, (read.interval_s[1] - read.interval_s[0]) / 2 / read.time_s)
@@ -101,6 +106,21 @@ class Wires:
         seconds = read.time_s * scale / self.faster
         gbps = bus_factor(operation, len(group)) * size_bytes / seconds / 1e9
         return Reading(seconds, Provenance.MEASURED, half, f"measured {operation}{how}", size_bytes, gbps)
+
+    def _beyond(
+        self, operation: str, group: tuple[GpuRef, ...], size_bytes: float, at_once: int, known: Profile, curve: Curve
+    ) -> Reading:
+        """Past a last size that was still gaining speed: that size as measured, each further byte as public figures
+        have it, or as measured where that is faster."""
+        last = known.sizes_bytes[-1]
+        public = [self._from_catalog(operation, group, size, at_once) for size in (last, size_bytes)]
+        scale = bus_factor(operation, len(group)) / bus_factor(operation, curve.ranks)
+        measured_s = known.read(last).time_s * scale / self.faster
+        further_s = min(public[1].seconds - public[0].seconds, measured_s * (size_bytes / last - 1))
+        seconds = measured_s + further_s
+        gbps = bus_factor(operation, len(group)) * size_bytes / seconds / 1e9
+        told = f"measured {operation} up to {message_size(last)}, beyond it {public[1].source}"
+        return Reading(seconds, public[1].provenance, public[1].uncertainty, told, size_bytes, gbps)
 
     def all_reduce(
         self, group: Sequence[GpuRef], size_bytes: float, traits: EngineTraits, *, at_once: int = 1
@@ -117,7 +137,8 @@ class Wires:
         if size_bytes > _most_bytes(self.survey.topology.gpu(group[0]), n):
             return library
         link = self._link(tuple(group))
-        if not (link.path.is_fast or n == 2) or (link.nodes > 1 and not link.path.is_fast):
+        pair = n == 2 and traits.pair_without_nvlink and link.nodes == 1
+        if not (link.path.is_fast or pair):
             return library
         curve, _ = self._curve("all_reduce", self._shape(tuple(group), at_once), False)
         wire_gbps = self._profile(curve).plateau_busbw_gbps if curve is not None else link.gbps * FABRIC_EFFICIENCY
@@ -195,7 +216,7 @@ class Wires:
         seconds /= self.faster
         busbw = bus_factor(operation, n) * size_bytes / seconds / 1e9
         told = f"public figures of {link.path.label}: {link.source}"
-        return Reading(seconds, link.provenance, _doubt(link), told, size_bytes, busbw)
+        return Reading(seconds, link.provenance, UNCERTAINTY[link.provenance], told, size_bytes, busbw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,10 +238,6 @@ def _most_bytes(gpu: Gpu, ranks: int) -> int:
     return tables.get(gpu.compute_capability or (0, 0), {}).get(ranks, ENGINE_KERNEL_BYTES)
 
 
-def _doubt(link: _Link) -> float:
-    return UNCERTAINTY[Provenance.CATALOG if link.path.is_fast else Provenance.ASSUMED]
-
-
 def _link_of(survey: Survey, group: tuple[GpuRef, ...]) -> _Link:
     topology = survey.topology
     slowest = bottleneck(topology.path(a, b) for i, a in enumerate(group) for b in group[i + 1 :])
@@ -238,9 +255,8 @@ def _link_of(survey: Survey, group: tuple[GpuRef, ...]) -> _Link:
         nics = [nic.speed_gbps / 8 for nic in shape.nics if nic.speed_gbps]
         members = max(sum(ref.node == node for ref in group) for node in {ref.node for ref in group})
         lanes = max(1.0, len(nics) / members)
-        source = f"{len(nics)} NICs" if nics else "no NIC is known: 100 Gbit/s"
-        told = Provenance.CATALOG if nics else Provenance.ASSUMED
-        return _Link(slowest, sum(nics[:members]) or NETWORK_GBPS, nodes, lanes, told, source)
+        source = count(len(nics), "NIC") if nics else "no NIC is known: 100 Gbit/s"
+        return _Link(slowest, sum(nics[:members]) or NETWORK_GBPS, nodes, lanes, Provenance.ASSUMED, source)
     generation = (figures.pcie_generation if figures else None) or 4
     port = topology.gpu(group[0]).pcie
     width = (port.width if port else None) or (figures.pcie_width if figures else None) or 16
@@ -252,5 +268,4 @@ def _link_of(survey: Survey, group: tuple[GpuRef, ...]) -> _Link:
     gbps = pcie_gbps(generation, width) * HOST_SHARING.get(slowest.kind, HOST_SHARING[PathKind.SYS])
     if "geforce" in (topology.gpu(group[0]).name or "").lower():
         gbps *= STAGED_IN_HOST_MEMORY
-    told = Provenance.CATALOG if figures is not None else Provenance.ASSUMED
-    return _Link(slowest, gbps, nodes, lanes, told, f"PCIe {generation} x{width}")
+    return _Link(slowest, gbps, nodes, lanes, Provenance.ASSUMED, f"PCIe {generation} x{width}")

@@ -135,7 +135,7 @@ class Rate:
     """(m, n, k) of a GEMM."""
 
     def __post_init__(self) -> None:
-        require(0 < self.value < float("inf"), "a rate is positive and finite")
+        require(1e-6 <= self.value <= 1e7, "a rate is positive and finite: from 1e-6 to 1e7 of its unit")
 
 
 @dataclass(frozen=True, slots=True)

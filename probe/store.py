@@ -35,6 +35,7 @@ from probe.topology import (
     PcieLink,
     Through,
     Topology,
+    require,
 )
 
 SCHEMA_VERSION = 1
@@ -163,7 +164,11 @@ def decode_survey(data: bytes, *, where: str) -> Survey:
             return Survey(topology_of(msgspec.json.decode(data, type=TopologyDocument)))
         document = msgspec.json.decode(data, type=SurveyDocument)
         parts = {name: getattr(document, name) for name in SurveyDocument.__struct_fields__[2:]}
-        return Survey(topology_of(document.topology), **parts)
+        topology = topology_of(document.topology)
+        for gpu in {rate.gpu for rate in document.rates}:
+            known = 0 <= gpu.node < len(topology.nodes) and 0 <= gpu.gpu < len(topology.nodes[gpu.node].gpus)
+            require(known, f"rates: node {gpu.node} has no GPU {gpu.gpu}")
+        return Survey(topology, **parts)
 
 
 def holds_survey(data: bytes, where: str) -> bool:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
-from configgen.launch import Launch, Process
+from configgen.launch import Launch, Process, is_hostname
 from configgen.templates import fill
 
 PORT = 8080
-_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?")
 
 
 def proxy_file(launch: Launch) -> dict[str, str]:
@@ -25,5 +22,4 @@ def _host(process: Process, alone: bool) -> str:
     """The node's name where it is one that a resolver takes; 'node3' stands for one that nobody told."""
     if alone:
         return "127.0.0.1"
-    told = process.hostname or ""
-    return told if _HOSTNAME.fullmatch(told) else f"node{process.node}"
+    return process.hostname if process.hostname and is_hostname(process.hostname) else f"node{process.node}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from configgen.deploy.config import config_files
 from configgen.deploy.proxy import proxy_file
-from configgen.launch import HERE, Given, Launch, Process
+from configgen.launch import HERE, MEANINGS, Given, Launch, Process
 from configgen.templates import fill
 
 
@@ -21,6 +21,7 @@ def shell_scripts(launch: Launch) -> dict[str, str]:
             hostname=processes[0].hostname,
             processes=processes,
             needs_folder=HERE in given(processes),
+            meanings=MEANINGS,
             needed=sorted(given(processes) - {HERE}),
         )
         for node, processes in sorted(by_node.items())

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from configgen.launch import MASTER_ADDRESS, Flag, Launch, Process, Variable
+from configgen.launch import MASTER_ADDRESS, Flag, Launch, Process, Setting, Variable
 from configgen.plan import Plan, Replica
 from probe.topology import GpuRef
 
 FIRST_PORT = 8000
 FIRST_MASTER_PORT = 29501
-MOST_SEQUENCES = 1024
-"""Sequences of a step at most: vLLM's own default on its largest GPUs (vllm/engine/arg_utils.py)."""
 
 
 def vllm_launch(plan: Plan) -> Launch:
@@ -67,7 +65,17 @@ def _processes(plan: Plan) -> Iterator[Process]:
             if port is not None and len(plan.replicas) > 1:
                 flags.append(Flag(("--port", str(port)), "one port per server of a node"))
             command, environment = ("vllm", "serve", plan.model.name), _environment(plan)
-            yield Process(node, plan.hostnames[node], number, command, tuple(flags), environment, port)
+            model = Setting("model", plan.model.name, "the model")
+            yield Process(
+                node,
+                plan.hostnames[node],
+                number,
+                command,
+                tuple(flags),
+                environment,
+                port,
+                said_by_command=(model,),
+            )
 
 
 def _settings(replica: Replica) -> tuple[object, ...]:
@@ -110,7 +118,7 @@ def _tuning_flags(plan: Plan, replica: Replica) -> Iterator[Flag]:
     chunk = plan.engine.max_batched_tokens
     yield Flag(("--max-num-batched-tokens", str(chunk)), f"prompts in chunks of {chunk:,} tokens, as the plan counts")
     held = (plan.predictions.max_concurrency or 1) // plan.parallelism.dp // plan.parallelism.attention_dp
-    most = max(1, min(held, MOST_SEQUENCES))
+    most = max(1, min(held, plan.engine.max_sequences))
     yield Flag(("--max-num-seqs", str(most)), f"memory holds {held:,} sequences of {plan.workload.tokens:,} tokens")
     fits = plan.predictions.max_context
     if fits is not None and plan.model.max_context is not None and fits < plan.model.max_context:

@@ -1,0 +1,64 @@
+"""Ranks of a replica on its nodes, as launchers count them: the first node's GPUs first, in the order of the plan."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from configgen.launch import Variable
+from configgen.plan import Plan, Replica
+from probe.errors import NoPlanError
+from probe.topology import GpuRef
+
+CUDA_INDICES = Variable("CUDA_DEVICE_ORDER", "PCI_BUS_ID", "makes CUDA's indices those of the plan")
+"""CUDA C++ Programming Guide, environment variables: the driver's own order instead of the fastest GPU first."""
+
+
+def ranks_by_node(replica: Replica) -> list[tuple[int, tuple[GpuRef, ...]]]:
+    """(node, its GPUs in rank order). Raises NoPlanError where a node's ranks don't follow each other."""
+    parts = [(node, tuple(refs)) for node, refs in groupby(replica.gpus, key=lambda ref: ref.node)]
+    if len(parts) > len(replica.nodes):
+        raise NoPlanError(
+            "ranks of one node must follow each other, and this plan's stages go back and forth between nodes",
+            cure="Plan with another --gpus or --nodes.",
+        )
+    return parts
+
+
+def visible_devices(plan: Plan, refs: tuple[GpuRef, ...]) -> Variable:
+    """CUDA_VISIBLE_DEVICES: indices in rank order, as engines read them back with int(); UUIDs for MIG instances."""
+    names = [_uuid(plan, ref) for ref in refs] if plan.uses_mig else [str(ref.gpu) for ref in refs]
+    why = "rank order: each TP group is consecutive, stages follow each other"
+    return Variable("CUDA_VISIBLE_DEVICES", ",".join(names), why)
+
+
+def broken_p2p(plan: Plan) -> tuple[Variable, ...]:
+    return () if plan.p2p else (Variable("NCCL_P2P_DISABLE", "1", "P2P between these GPUs returned other bytes"),)
+
+
+def stage_reason(replica: Replica) -> str:
+    return f"slowest path inside a stage: {replica.tp_path}" if replica.tp_path else "one GPU per stage"
+
+
+def hops_reason(replica: Replica) -> str:
+    return f"paths between stages: {', '.join(replica.hops)}"
+
+
+def experts_reason(ep: int) -> str:
+    return f"whole experts spread over {ep} GPUs" if ep > 1 else "every GPU of a stage has a part of each expert"
+
+
+def held_sequences(plan: Plan) -> int:
+    """Whole sequences of the told length that one attention rank of a replica holds at once."""
+    return max(1, (plan.predictions.max_concurrency or 1) // plan.parallelism.dp // plan.parallelism.attention_dp)
+
+
+def longest_sequence(plan: Plan) -> tuple[int, str] | None:
+    """Tokens, and why, where the KV memory holds less than the model allows; None where the model is the limit."""
+    fits, allowed = plan.predictions.max_context, plan.model.max_context
+    if fits is None or (allowed is not None and fits >= allowed):
+        return None
+    return fits, f"KV memory holds {fits:,} tokens" + (f", the model allows {allowed:,}" if allowed else "")
+
+
+def _uuid(plan: Plan, ref: GpuRef) -> str:
+    return plan.gpu_uuids[ref.node][plan.gpu_order[ref.node].index(ref.gpu)] or str(ref.gpu)
