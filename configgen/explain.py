@@ -85,7 +85,7 @@ def reasons(
         sizes = f"{', '.join(map(str, smaller))} or {largest}" if smaller else str(largest)
         yield Reason(
             "custom-all-reduce",
-            f"{traits.engine}'s own all-reduce needs {sizes} GPUs and, beyond 2, NVLink between all: it is off",
+            f"{traits.engine}'s own all-reduce needs {sizes} GPUs of one node and, beyond 2, NVLink: it is off",
             paths,
         )
 
@@ -101,9 +101,10 @@ def is_measured(f: Forecast) -> bool:
 
 
 def custom_all_reduce(p: Parallelism, inside: Path | None, traits: EngineTraits) -> bool:
-    """The engines' own predicate: a supported size and, beyond two GPUs, NVLink between all of them."""
+    """The engines' own predicate: a supported size, one node and, beyond two GPUs, NVLink between all of them."""
     fast = inside is None or inside.is_fast
-    pair = p.attention_tp == 2 and traits.pair_without_nvlink
+    one_node = inside is None or inside.kind is not PathKind.NET
+    pair = p.attention_tp == 2 and traits.pair_without_nvlink and one_node
     return p.attention_tp in traits.custom_all_reduce_sizes and (fast or pair)
 
 
@@ -180,6 +181,8 @@ def _tensor_parallel(c: Candidate, paths: Provenance) -> Iterator[Reason]:
         yield Reason("tp-in-island", f"TP{p.tp} stays inside one island: its slowest path is {_label(c)}", paths)
     elif c.tp_path is not None and c.tp_path.kind is PathKind.UNKNOWN:
         yield Reason("tp-unknown-path", f"TP{p.tp} lies on paths that the input does not tell", paths)
+    elif c.tp_path is not None and c.tp_path.kind is PathKind.NET:
+        yield Reason("tp-across-nodes", f"TP{p.tp} takes whole nodes and crosses the network between them", paths)
     else:
         yield Reason("tp-on-pcie", f"TP{p.tp} lies on the best PCIe level that holds it: {_label(c)}", paths)
 

@@ -84,7 +84,7 @@ def engine_place_law(kind: DomainKind, slot: Slot, earlier: Sequence[Slot], trai
     if kind.alone:
         return f"{traits.engine} takes whole GPUs by index, no MIG instances"
     first = sum(ref.node == gpus[0].node for before in earlier for ref in kind.refs(before))
-    if [ref.gpu for ref in gpus] == list(range(first, first + len(gpus))):
+    if sorted(ref.gpu for ref in gpus) == list(range(first, first + len(gpus))):
         return None
     wanted = f"{first}..{first + len(gpus) - 1}" if len(gpus) > 1 else str(first)
     chosen = ", ".join(str(ref.gpu) for ref in gpus)

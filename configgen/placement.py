@@ -77,8 +77,17 @@ class Domain:
 
     def _tilings(self, tp: int) -> tuple[tuple[Group, ...], ...]:
         if tp not in self._tiled:
-            self._tiled[tp] = tilings(len(self.gpus), tp, lambda a, b: self._slowness((a,), (b,)))
+            ways = tilings(len(self.gpus), tp, lambda a, b: self._slowness((a,), (b,)))
+            self._tiled[tp] = tuple(tuple(map(self._ranked, groups)) for groups in ways)
         return self._tiled[tp]
+
+    def _ranked(self, group: Group) -> Group:
+        """In rank order: each half on the best paths there are, for attention may be cut over less than the group."""
+        if len(group) < 4 or len(group) % 2:
+            return group
+        halves = tilings(len(group), len(group) // 2, lambda a, b: self._slowness((group[a],), (group[b],)))[0]
+        ranked = (self._ranked(tuple(group[i] for i in half)) for half in halves)
+        return tuple(i for half in sorted(ranked, key=lambda h: (self._goodness(h), h)) for i in half)
 
     def _joined(self, groups: tuple[Group, ...], pp: int) -> tuple[Pipeline, ...]:
         """The groups as replicas, neighbours next to each other, and the best last: there are the logits to be made."""

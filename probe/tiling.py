@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 Group = tuple[int, ...]
 
@@ -36,19 +37,23 @@ def tilings(n: int, size: int, slowness: Slowness) -> tuple[tuple[Group, ...], .
 
 
 def shortest_chain(n: int, slowness: Slowness) -> Group:
-    """The items in the order whose steps from one to the next are best: the fewest of the slowest kind, and so on."""
+    """The items in the order whose steps from one to the next are best: the fewest of the slowest kind, and so on.
+
+    Of the two ways to walk it, the one with slow steps first: the last stages of a pipeline have more to do.
+    """
     told = _pairs(n, slowness) if n > 2 else {}
     if len(set(told.values())) < 2:
         return tuple(range(n))
     cost = _costs(n, told)
-    least = _spanning(cost)
+    least, cheapest = _spanning(cost), min(cost[a][b] for a, b in told)
     best: tuple[int, Group] | None = None
     steps = 0
 
     def walk(chain: Group, spent: int) -> None:
         nonlocal best, steps
         steps += 1
-        if best is not None and (steps > _STEPS // n or best[0] == least or spent >= best[0]):
+        enough = best is not None and (steps > _STEPS or best[0] == least)
+        if enough or (best is not None and spent + (n - len(chain)) * cheapest >= best[0]):
             return
         if len(chain) == n:
             best = (spent, chain)
@@ -60,7 +65,8 @@ def shortest_chain(n: int, slowness: Slowness) -> Group:
     for first in range(n):
         walk((first,), 0)
     assert best is not None
-    return best[1]
+    one = best[1]
+    return max(one, one[::-1], key=lambda chain: [cost[a][b] for a, b in pairwise(chain)])
 
 
 def _spanning(cost: list[list[int]]) -> int:

@@ -129,7 +129,7 @@ def _parallel_flags(plan: Plan, replica: Replica) -> Iterator[Flag]:
 def _node_flags(replica: Replica, rank: int, place: int) -> list[Flag]:
     rendezvous = Given(MASTER_ADDRESS.name, f":{FIRST_RENDEZVOUS_PORT + place}")
     return [
-        Flag(("--nnodes", str(len(replica.nodes))), "stages lie on several nodes"),
+        Flag(("--nnodes", str(len(replica.nodes))), "the replica lies on several nodes"),
         Flag(("--node-rank", str(rank)), "this node's place"),
         Flag(
             ("--dist-init-addr", rendezvous), "address of the replica's first node, ports of its own for each replica"

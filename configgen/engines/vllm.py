@@ -105,7 +105,7 @@ def _device_flag(plan: Plan, devices: list[GpuRef]) -> Flag:
 
 def _tuning_flags(plan: Plan, replica: Replica) -> Iterator[Flag]:
     if plan.parallelism.attention_tp > 1 and not replica.custom_all_reduce:
-        why = "it needs NVLink between all GPUs of a group of more than two" if plan.p2p else "it needs P2P"
+        why = "it needs one node and, for more than two GPUs, NVLink between all" if plan.p2p else "it needs P2P"
         yield Flag(("--disable-custom-all-reduce",), why)
     if replica.memory_utilization < plan.engine.memory_utilization:
         share = f"{replica.memory_utilization:.2f}"
@@ -129,7 +129,7 @@ def _tuning_flags(plan: Plan, replica: Replica) -> Iterator[Flag]:
 
 def _node_flags(replica: Replica, rank: int, place: int) -> list[Flag]:
     flags = [
-        Flag(("--nnodes", str(len(replica.nodes))), "stages lie on several nodes"),
+        Flag(("--nnodes", str(len(replica.nodes))), "the replica lies on several nodes"),
         Flag(("--node-rank", str(rank)), "this node's place"),
         Flag(("--master-addr", MASTER_ADDRESS), "address of the replica's first node"),
         Flag(("--master-port", str(FIRST_MASTER_PORT + place)), "one port per replica"),
