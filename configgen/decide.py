@@ -164,7 +164,10 @@ def _alternatives(field: Field, workload: Workload) -> tuple[Alternative, ...]:
     of_tp = {f.candidate.parallelism.tp: f for f in reversed(others)}
     losers = [f for f in others if f is others[0] or of_tp[f.candidate.parallelism.tp] is f]
     lost = [_lost(f, best, workload) for f in losers]
-    forbidden = [Alternative(p, law=law) for p, law in {law: (p, law) for p, law in field.refused}.values()]
+    broken: dict[str, Alternative] = {}
+    for p, law in sorted(field.refused, key=lambda r: (r[0].attention_dp > 1, r[0].ep > 1)):  # the plain cut tells it
+        broken.setdefault(law.rpartition(": ")[2], Alternative(p, law=law))
+    forbidden = list(broken.values())
     return tuple(lost[: MAX_ALTERNATIVES // 2] + forbidden[: MAX_ALTERNATIVES - min(len(lost), MAX_ALTERNATIVES // 2)])
 
 
