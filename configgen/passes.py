@@ -73,20 +73,26 @@ class Replica:
     def step(self, load: Load) -> tuple[StagePass, ...]:
         """A micro-batch's way through all stages; `load` is that of each attention group."""
         first, found = 0, []
-        works: dict[tuple[object, ...], Work] = {}
         for number, (stage, layers) in enumerate(zip(self.stages, self.layers, strict=True)):
             rates = self.machine.rates(stage)
             last = first + layers
-            alike = (id(rates), composition(self.model, first, last), last == self.model.layers)
-            if alike not in works:
-                works[alike] = stage_work(self.model, self.shape, rates, first, last, load)
-            work = works[alike]
+            work = self._work(rates, first, last, load)
             wires = list(self._inside(stage, layers, load))
             if number + 1 < len(self.stages):
                 wires.append(("hand-off", self._hand_off(stage, self.stages[number + 1], load)))
             found.append(StagePass(work, tuple(wires), rates))
             first += layers
         return tuple(found)
+
+    def _work(self, rates: Rates, first: int, last: int, load: Load) -> Work:
+        """The same for all stages, replicas and what-ifs that are alike, so it is counted once."""
+        model, shape = self.model, self.shape
+        inner = (shape.tp, shape.ep, shape.attention_dp)
+        alike = ("work", inner, rates, composition(model, first, last), last == model.layers, load)
+        work = model.memo.get(alike)
+        if not isinstance(work, Work):
+            work = model.memo[alike] = stage_work(model, shape, rates, first, last, load)
+        return work
 
     def _inside(self, stage: Stage, layers: int, load: Load) -> Iterator[tuple[str, Reading]]:
         """Two all-reduces a layer of tokens x hidden x dtype bytes: after attention, and after the MLP or the experts
@@ -97,9 +103,10 @@ class Replica:
         size = load.tokens * self.model.hidden_size * self.model.dtype_bytes
         at_once = self._at_once(stage)
         if shape.attention_tp > 1:
-            group = stage[: shape.attention_tp]
-            each = wires.all_reduce(group, size, self.traits, at_once=at_once * shape.attention_dp)
-            yield "all-reduce", _times(each, layers)
+            n, at_all = shape.attention_tp, at_once * shape.attention_dp
+            groups = {wires.shape(group): group for i in range(0, shape.tp, n) for group in [stage[i : i + n]]}
+            told = [wires.all_reduce(group, size, self.traits, at_once=at_all) for group in groups.values()]
+            yield "all-reduce", _times(max(told, key=lambda r: r.seconds), layers)
         if shape.attention_dp > 1:
             total = size * shape.attention_dp
             for operation in ("all_gather", "reduce_scatter"):

@@ -156,10 +156,14 @@ class Wires:
         )
         return min(library, own, key=lambda r: r.seconds)
 
-    def _shape(self, group: tuple[GpuRef, ...], at_once: int) -> GroupShape:
+    def shape(self, group: tuple[GpuRef, ...]) -> GroupShape:
+        """The group's paths, whatever else runs."""
         if group not in self._shapes:
             self._shapes[group] = group_shape(self.survey.topology, group)
-        return replace(self._shapes[group], concurrent_groups=at_once)
+        return self._shapes[group]
+
+    def _shape(self, group: tuple[GpuRef, ...], at_once: int) -> GroupShape:
+        return replace(self.shape(group), concurrent_groups=at_once)
 
     def _profile(self, curve: Curve) -> Profile:
         if id(curve) not in self._profiles:
