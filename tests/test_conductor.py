@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from probe.bench.conductor import LEAST_RUNS, RATES, ROUNDS, Conductor, Visit, coarse
@@ -214,6 +214,7 @@ WORLDS = {
 
 @settings(max_examples=60, derandomize=True, deadline=None)
 @given(ends_s=st.floats(0.1, 30), **WORLDS)
+@example(ends_s=0.1015625, count=2, start_s=0.0078125, gbps=0.0625, beside_s=0.0, first_s=0.015625)
 def test_no_visit_begins_that_would_end_late(
     ends_s: float, count: int, start_s: float, gbps: float, beside_s: float, first_s: float
 ) -> None:

@@ -52,7 +52,8 @@ class Seen:
         """
         known = self.sizes(step)
         if not known:
-            return max((self.run_s(point) for point in self._times if point[1] == size), default=0.0)
+            begun = {other for other, _ in self._times}
+            return max((self.expected_run_s(other, size, cautious=cautious) for other in begun), default=0.0)
         larger = [s for s in known if s >= size]
         if larger:
             return self.run_s((step, larger[0]))
