@@ -83,6 +83,7 @@ def plan(
         p2p=not broken_p2p(survey, {ref for replica in replicas for stage in replica.stages for ref in stage}),
         half_precision=model.dtype == "bfloat16" and any(_before_bfloat16(topology, r) for r in replicas),
         hostnames=tuple(node.hostname for node in topology.nodes),
+        gpu_models=tuple(tuple(topology.gpu(GpuRef(n, i)).name for i in used) for n, used in enumerate(order)),
     )
 
 

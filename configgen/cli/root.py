@@ -17,6 +17,7 @@ _COMMANDS = {
     "merge": ("configgen.cli.merge", "Join surveys of many nodes into one of the cluster."),
     "plan": ("configgen.cli.plan", "Choose TP, PP, DP, EP and the GPU order for a model."),
     "emit": ("configgen.cli.emit", "Write a plan as launch commands."),
+    "launch": ("configgen.cli.launch", "Start this node's part of a plan."),
     "compare": ("configgen.cli.compare", "Say whether numbers measured on A carry over to B."),
     "models": ("configgen.cli.tables", "List the models whose facts are built in."),
     "machines": ("configgen.cli.tables", "List the synthetic machines."),
