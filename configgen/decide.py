@@ -8,6 +8,7 @@ from dataclasses import replace
 from configgen.explain import broken_p2p, custom_all_reduce, is_measured, lost_by, provenance_of, reasons
 from configgen.forecast import Forecast, doubt, margin
 from configgen.judge import Candidate
+from configgen.laws import BFLOAT16_SINCE
 from configgen.memory import sequence_bytes
 from configgen.model import ModelSpec
 from configgen.plan import (
@@ -20,7 +21,7 @@ from configgen.plan import (
     Replica,
     Workload,
 )
-from configgen.search import BFLOAT16_SINCE, Field, materialise, memory_utilization, search
+from configgen.search import Field, materialise, memory_utilization, search
 from probe.errors import UsageError
 from probe.islands import fingerprint
 from probe.measurement import Survey

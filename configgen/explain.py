@@ -81,9 +81,11 @@ def reasons(
             Provenance.MEASURED,
         )
     elif p.attention_tp > 1 and not custom_all_reduce(p, chosen.tp_path, traits):
+        *smaller, largest = sorted(traits.custom_all_reduce_sizes) or [1]
+        sizes = f"{', '.join(map(str, smaller))} or {largest}" if smaller else str(largest)
         yield Reason(
             "custom-all-reduce",
-            f"{traits.engine}'s own all-reduce needs 2, 4, 6 or 8 GPUs and, beyond 2, NVLink between all: it is off",
+            f"{traits.engine}'s own all-reduce needs {sizes} GPUs and, beyond 2, NVLink between all: it is off",
             paths,
         )
 

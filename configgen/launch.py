@@ -115,6 +115,8 @@ class Process:
     port: int | None = None
     """Where it answers requests; None where another process of its replica does."""
     files: tuple[ConfigFile, ...] = ()
+    said_by_command: tuple[Setting, ...] = ()
+    """What `command` says in words of its own, the model above all, as entries of the engine's configuration file."""
 
     @property
     def argv(self) -> tuple[str, ...]:

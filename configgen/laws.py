@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from configgen.model import ModelSpec
     from configgen.placement import DomainKind, Slot
     from configgen.plan import EngineTraits, Parallelism, Workload
+
+BFLOAT16_SINCE = (8, 0)
+"""Ampere; CUDA C++ Programming Guide, arithmetic instructions by compute capability."""
 
 
 def tensor_parallel_laws(model: ModelSpec, attention_tp: int, tp: int, ep: int) -> list[str]:
@@ -143,3 +147,33 @@ def _blocks(tensor: Tensor, attention_tp: int, tp: int, ep: int) -> str | None:
     owner = "an expert's " if routed else ""
     count = f" ({whole // size} {unit}s do not split in {parts})" if whole % size == 0 else ""
     return f"{broken} {owner}{whole} / {parts} = {share}{count}"
+
+
+def gpu_law(model: ModelSpec, capability: tuple[int, int] | None, traits: EngineTraits) -> str | None:
+    """Why the engine can't run this model's formats on a GPU of this compute capability; None is an untold one."""
+    if capability is None:
+        return None
+    engine, shown = f"{traits.engine} {traits.version}", f"compute capability {capability[0]}.{capability[1]}"
+    method = model.quantization.method if model.quantization else None
+    for what, least in ((engine, traits.oldest_capability), (method, traits.min_capability.get(method or ""))):
+        if least is not None and capability < least:
+            where = "" if what == engine else f" in {traits.engine}"
+            return f"{what} needs compute capability {least[0]}.{least[1]}{where}, the GPU has {shown}"
+    if capability < BFLOAT16_SINCE and model.model_type in traits.no_float16_model_types:
+        return f"{model.model_type} is not stable in float16, and {shown} has no bfloat16"
+    return None
+
+
+def node_law(nodes: Sequence[int], stages: int, traits: EngineTraits) -> str | None:
+    """Why an engine can't start a replica whose ranks lie on these nodes, given in rank order.
+
+    Every engine starts the same number of ranks on each node. One that counts ranks by whole stages places the stages
+    of other cuts wrongly, or never starts some of them (SGLang's _calculate_rank_ranges), and doesn't say so.
+    """
+    ranks = Counter(nodes)
+    if len(set(ranks.values())) > 1:
+        return f"a replica needs as many GPUs on each of its nodes, here {', '.join(map(str, ranks.values()))}"
+    if traits.whole_stages and stages % len(ranks) and len(ranks) % stages:
+        engine = f"{traits.engine} {traits.version}"
+        return f"{engine} puts whole stages on a node or whole nodes in a stage, not {stages} stages on {len(ranks)}"
+    return None

@@ -79,6 +79,12 @@ class EngineTraits:
     min_capability: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Compute capability that a quantisation method needs at least."""
     no_float16_model_types: frozenset[str] = frozenset()
+    oldest_capability: tuple[int, int] | None = None
+    """Compute capability that any model needs at least; None where the engine's builds decide."""
+    mig: bool = True
+    """Whether it can be given a MIG instance, which has a UUID and no index."""
+    whole_stages: bool = False
+    """Whether a node must hold whole stages, or a stage whole nodes, because ranks are counted so."""
     attention_dp: bool = True
     attention_dp_with_stages: bool = True
     """Whether the ranks of one stage may each run attention alone while there are more stages."""

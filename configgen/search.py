@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import floor
@@ -10,7 +9,15 @@ from math import floor
 from configgen.cost import Machine
 from configgen.forecast import Forecast, forecast, over_limits, ranked
 from configgen.judge import USEFUL_BATCH, Candidate, Judge
-from configgen.laws import engine_law, engine_place_law, kv_head_law, stages_law, tensor_parallel_laws
+from configgen.laws import (
+    engine_law,
+    engine_place_law,
+    gpu_law,
+    kv_head_law,
+    node_law,
+    stages_law,
+    tensor_parallel_laws,
+)
 from configgen.memory import (
     StageMemory,
     activation_bytes,
@@ -34,9 +41,6 @@ MAX_STAGES = 64
 OFFERED = 16
 """Sequences of each GPU where nobody told the load: the middle (geometric) of the 4 to 64 that public tables of servers
 run from and to."""
-
-BFLOAT16_SINCE = (8, 0)
-"""Ampere; CUDA C++ Programming Guide, arithmetic instructions by compute capability."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,9 @@ def search(
         raise NoPlanError(law, cure="Use another engine.")
     nodes = min(limits.nodes or len(topology.nodes), len(topology.nodes))
     kinds = domain_kinds(topology, lambda ref: usable_bytes(topology, ref, traits), nodes)
-    kinds, too_old = _capable(kinds, model, traits)
-    if not kinds and too_old:
-        raise NoPlanError(f"no GPU can run {model.name}: {too_old}", cure="Use newer GPUs or another quantisation.")
+    kinds, unfit = _capable(kinds, model, traits)
+    if not kinds and unfit:
+        raise NoPlanError(f"no GPU can run {model.name}: {unfit}", cure="Use other GPUs or another quantisation.")
     kinds.sort(key=lambda kind: kind.sample.worth, reverse=True)
     total = sum(len(d.gpus) for kind in kinds for d in kind.domains)
     budget = min(total, limits.gpus or total)
@@ -153,23 +157,12 @@ def _capable(kinds: list[DomainKind], model: ModelSpec, traits: EngineTraits) ->
     """The kinds whose GPUs the engine can run this model's formats on, and the law that forbids the first other."""
     kept, law = [], None
     for kind in kinds:
-        broken = [b for g in kind.sample.models if (b := _format_law(model, g.compute_capability, traits)) is not None]
+        broken = [b for g in kind.sample.models if (b := gpu_law(model, g.compute_capability, traits)) is not None]
+        if kind.alone and not traits.mig:
+            broken.append(f"{traits.engine} {traits.version} takes GPUs by index, and a MIG instance has none")
         law = law or (broken[0] if broken else None)
         kept += [] if broken else [kind]
     return kept, law
-
-
-def _format_law(model: ModelSpec, capability: tuple[int, int] | None, traits: EngineTraits) -> str | None:
-    method = model.quantization.method if model.quantization else None
-    least = traits.min_capability.get(method or "")
-    if capability is None:
-        return None
-    shown = f"compute capability {capability[0]}.{capability[1]}"
-    if least is not None and capability < least:
-        return f"{method} needs compute capability {least[0]}.{least[1]} in {traits.engine}, the GPU has {shown}"
-    if capability < BFLOAT16_SINCE and model.model_type in traits.no_float16_model_types:
-        return f"{model.model_type} is not stable in float16, and {shown} has no bfloat16"
-    return None
 
 
 def _inner_splits(model: ModelSpec, tp: int, traits: EngineTraits, workload: Workload) -> Iterator[Parallelism]:
@@ -243,7 +236,8 @@ def _fit(
         for slot in patterns:
             if dp + len(fitting) >= wanted:
                 break
-            if (broken := _uneven_nodes(kind, slot) or engine_place_law(kind, slot, fitting, traits)) is not None:
+            broken = node_law([ref.node for ref in kind.refs(slot)], shape.pp, traits)
+            if (broken := broken or engine_place_law(kind, slot, fitting, traits)) is not None:
                 law = law or f"{shape.label}: {broken}"
                 continue
             capacity = tuple(min(kind.domains[d].usable_bytes[i] for i in group) for d, group in slot.stages)
@@ -271,14 +265,6 @@ def _fit(
     across = bottleneck(path for w in wires for path in w.hops)
     parallelism = Parallelism(shape.tp, shape.pp, dp, shape.ep, shape.attention_dp)
     return Candidate(parallelism, tuple(kept), layers, memory, tuple(rooms), inside, across)
-
-
-def _uneven_nodes(kind: DomainKind, slot: Slot) -> str | None:
-    """Engines start the same number of ranks on every node of a replica; says so where the slot would not."""
-    ranks = Counter(ref.node for ref in kind.refs(slot))
-    if len(set(ranks.values())) == 1:
-        return None
-    return f"a replica needs as many GPUs on each of its nodes, here {', '.join(map(str, ranks.values()))}"
 
 
 def _cut_layers(

@@ -29,12 +29,12 @@ def fill(name: str, **values: object) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["quote"] = shlex.quote
-    environment.filters["word"] = _shell_word
+    environment.filters["word"] = shell_word
     environment.filters["comment"] = one_line
     return environment.get_template(name).render(**values)
 
 
-def _shell_word(word: str) -> str:
+def shell_word(word: str) -> str:
     """A word as a shell reads it back: quoted, or a variable's value and what follows it."""
     import shlex
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from builders import dense, llama_13b, llama_70b, llama_405b, node_of, qwen_72b_awq
 from command import wirelore
-from engine_stub import FULL, deepseek, named, pairs, planned, started
+from engine_plans import FULL, deepseek, named, pairs, planned, started
 from test_emit import AWKWARD
 
 from configgen.deploy.config import flags_as_files

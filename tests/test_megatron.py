@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from builders import dense, llama_70b, llama_405b, node_of, qwen_72b_awq
-from engine_stub import FULL, deepseek, named, pairs, planned, qwen_32b, started, uneven
+from engine_plans import FULL, deepseek, named, pairs, planned, qwen_32b, started, uneven
 from hypothesis import given
 from hypothesis import strategies as st
 from test_emit import AWKWARD, MASTER

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from builders import dense, llama_70b, llama_405b, node_of, qwen_72b_awq
 from command import wirelore
-from engine_stub import FULL, deepseek, named, pairs, planned, qwen_32b, started, uneven
+from engine_plans import FULL, deepseek, named, pairs, planned, qwen_32b, started, uneven
 from hypothesis import given
 from hypothesis import strategies as st
 from test_emit import AWKWARD

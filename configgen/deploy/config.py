@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from configgen.launch import ConfigFile, Given, Launch, Process, Setting, Value
+from configgen.templates import shell_word
 from probe.errors import UsageError, one_line
 
 
@@ -24,8 +25,8 @@ def flags_as_files(launch: Launch) -> dict[str, str]:
             f"{launch.engine} reads no configuration file that could hold this plan",
             cure="Use --target shell, env or json.",
         )
-    files = (ConfigFile(_name(p), tuple(_settings(p))) for p in launch.processes)
-    return {file.name: config_text(launch, file) for file in files}
+    files = ((p, ConfigFile(_name(p), tuple(_settings(p)))) for p in launch.processes)
+    return {file.name: _start(launch, p, file.name) + config_text(launch, file) for p, file in files}
 
 
 def config_text(launch: Launch, file: ConfigFile) -> str:
@@ -43,6 +44,17 @@ def config_text(launch: Launch, file: ConfigFile) -> str:
     )
 
 
+def _start(launch: Launch, process: Process, name: str) -> str:
+    """How to start with the file, as a comment: with the model, since not every engine looks for it in there.
+
+    Nothing where a comment can't hold the words as they are.
+    """
+    told = [flag.words for flag in process.flags if any(isinstance(word, Given) for word in flag.words)]
+    words = (*process.command, launch.config_flag or "", name, *(word for flag in told for word in flag))
+    line = " ".join(shell_word(word) for word in words)
+    return f"# {line}\n" if one_line(line, 2000) == line else ""
+
+
 def _name(process: Process) -> str:
     return f"node{process.node}-replica{process.replica}.yaml"
 
@@ -53,9 +65,12 @@ def _settings(process: Process) -> list[Setting]:
     What only the starting environment knows stays on the command line.
     """
     return [
-        Setting(flag.words[0].lstrip("-"), _value(flag.words[1:]), flag.reason)
-        for flag in process.flags
-        if not any(isinstance(word, Given) for word in flag.words)
+        *process.said_by_command,
+        *(
+            Setting(flag.words[0].lstrip("-"), _value(flag.words[1:]), flag.reason)
+            for flag in process.flags
+            if not any(isinstance(word, Given) for word in flag.words)
+        ),
     ]
 
 

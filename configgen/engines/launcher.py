@@ -25,4 +25,8 @@ def launch_of(plan: Plan) -> Launch:
             from configgen.engines.deepspeed import deepspeed_launch
 
             return deepspeed_launch(plan)
+        case "sglang":
+            from configgen.engines.sglang import sglang_launch
+
+            return sglang_launch(plan)
     raise AssertionError(f"rules.py knows {plan.engine.engine} and the launcher doesn't")

@@ -31,6 +31,49 @@ _FASTGEN_MODEL_TYPES = frozenset(
     "exaone4 exaone4_5 falcon llama mistral mixtral opt phi phi3 qwen qwen2 qwen2_moe".split()
 )
 
+# Model classes of SGLang 0.5.23 whose forward() takes no pp_proxy_tensors, which is what its model runner asks
+# ("Pipeline Parallel is not compatible with this model"), or that assert a single stage; read from srt/models, 2026-11.
+_SGLANG_NO_PIPELINE = frozenset(
+    """AfmoeForCausalLM BaichuanForCausalLM ChatGLMModel Cohere2ForCausalLM Cohere2MoeForCausalLM
+    Cohere2VisionForConditionalGeneration CohereForCausalLM DbrxForCausalLM DeepseekForCausalLM
+    DeepseekOCRForCausalLM DeepseekVL2ForCausalLM DiffusionGemmaForBlockDiffusion DotsOCRForCausalLM
+    Ernie4_5_ForCausalLM Ernie4_5_MoeForCausalLM Ernie4_5_VLMoeForConditionalGeneration ExaoneForCausalLM
+    FalconH1ForCausalLM FalconMambaForCausalLM GPT2LMHeadModel GPTBigCodeForCausalLM GPTJForCausalLM
+    Gemma2ForCausalLM Gemma3ForCausalLM Gemma3ForConditionalGeneration Gemma3nForCausalLM
+    Gemma3nForConditionalGeneration Gemma4UnifiedForConditionalGeneration GemmaForCausalLM
+    GlmAsrForConditionalGeneration GlmImageForConditionalGeneration GraniteForCausalLM GraniteMoeForCausalLM
+    GraniteMoeSWAForCausalLM GraniteMoeSharedForCausalLM GraniteSWAForCausalLM Grok1ForCausalLM HYV3ForCausalLM
+    HYV4ForCausalLM HrmTextForCausalLM HunYuanDenseV1ForCausalLM HunYuanMoEV1ForCausalLM
+    IQuestLoopCoderForCausalLM IQuestQ1ForCausalLM InklingForConditionalGeneration InternLM2ForCausalLM
+    InternS1ForConditionalGeneration InternS2MobiusForConditionalGeneration InternVLChatModel
+    JetNemotronForCausalLM JetVLMForConditionalGeneration KimiVLForConditionalGeneration Lfm2ForCausalLM
+    Lfm2MoeForCausalLM Lfm2VlForConditionalGeneration LightOnOCRForConditionalGeneration
+    Llama4ForConditionalGeneration LlavaLlamaForCausalLM LlavaMistralForCausalLM LlavaQwenForCausalLM
+    LlavaVidForCausalLM LocateAnythingForConditionalGeneration LongcatFlashForCausalLM Mamba2ForCausalLM
+    MambaForCausalLM MiDashengLMModel MiMoForCausalLM MiniCPM3ForCausalLM MiniCPMForCausalLM MiniCPMO
+    MiniCPMSALAForCausalLM MllamaForConditionalGeneration MultiModalityCausalLM MuseGlimmerForCausalLM
+    MuseGlimmerForConditionalGeneration MuseSparkForConditionalGeneration NVILAForConditionalGeneration
+    NVILALiteForConditionalGeneration NanbeigeForCausalLM NemotronH_Nano_Omni_Reasoning_V3 NemotronH_Nano_VL_V2
+    NemotronH_Omni_Reasoning_V3 Olmo2ForCausalLM OlmoForCausalLM OlmoeForCausalLM OrionForCausalLM
+    POINTSV15ChatModel PaddleOCRVLForConditionalGeneration PersimmonForCausalLM Phi3SmallForCausalLM
+    Phi4MMForCausalLM PhiForCausalLM PhiMoEForCausalLM PixtralForConditionalGeneration QWenLMHeadModel
+    Qwen2AudioForConditionalGeneration Qwen2VLForConditionalGeneration Qwen3ASRForConditionalGeneration
+    Qwen3NextForCausalLM SDARForCausalLM SDARMoeForCausalLM Sarashina2VisionForCausalLM StableLmForCausalLM
+    Starcoder2ForCausalLM Step3VLForConditionalGeneration Step3p7ForConditionalGeneration
+    StepVLForConditionalGeneration UnlimitedOCRForCausalLM VoxtralForConditionalGeneration
+    WhisperForConditionalGeneration XverseForCausalLM XverseMoeForCausalLM YiVLForCausalLM""".split()
+)
+
+# get_min_capability() in srt/layers/quantization of SGLang 0.5.23, of the method that CUDA takes in the end (gptq runs
+# as gptq_marlin; of compressed-tensors and modelopt the format that needs the least), read 2026-11.
+_SGLANG_MIN_CAPABILITY = {
+    "fp8": (8, 0), "awq": (7, 5), "gptq": (8, 0), "compressed-tensors": (8, 0), "modelopt": (8, 0), "nvfp4": (8, 0),
+    "mxfp4": (8, 0), "mxfp8": (10, 0), "bitsandbytes": (7, 5),
+}  # fmt: skip
+
+# Models that lose range in float16, by vllm/config/model.py.
+_NOT_FLOAT16 = frozenset(("gemma2", "gemma3", "gemma3_text", "glm4"))
+
 ENGINES: dict[str, tuple[EngineTraits, ...]] = {
     "vllm": (
         EngineTraits(
@@ -43,7 +86,7 @@ ENGINES: dict[str, tuple[EngineTraits, ...]] = {
             custom_all_reduce_sizes=frozenset((2, 4, 6, 8)),  # custom_all_reduce.py, _SUPPORTED_WORLD_SIZES
             no_pipeline_architectures=_VLLM_NO_PIPELINE,
             min_capability=_VLLM_MIN_CAPABILITY,
-            no_float16_model_types=frozenset(("gemma2", "gemma3", "gemma3_text", "glm4")),  # vllm/config/model.py
+            no_float16_model_types=_NOT_FLOAT16,
             # Each data-parallel rank gets a pipeline of its own inside a node: with --data-parallel-size 8, PP2 and
             # --nnodes 2 vLLM 0.33 resolves data_parallel_size_local 4, so stages would not lie where they are planned.
             attention_dp_with_stages=False,
@@ -95,6 +138,28 @@ ENGINES: dict[str, tuple[EngineTraits, ...]] = {
             attention_dp=False,
             model_types=_FASTGEN_MODEL_TYPES,
             quantizations=frozenset(),  # HuggingFaceCheckpointEngine reads plain weights
+        ),
+    ),
+    "sglang": (
+        EngineTraits(
+            engine="sglang",
+            version="0.5.23",
+            # It bounds weights and KV alone (--mem-fraction-static) and by itself gives them 0.812 of an 81,559 MiB GPU
+            # with TP8, 0.830 with TP1 (handle_gpu_memory_settings in srt/arg_groups/memory_hook.py, run); activations
+            # and runtime, which a plan counts as well, are 0.04 of such a GPU.
+            memory_utilization=0.85,
+            max_batched_tokens=8192,  # --chunked-prefill-size default on GPUs of 60 to 160 GB (the same function)
+            layer_split=LayerSplit.LAST,  # get_pp_indices (srt/distributed/utils.py): 80 / 3 = 26,27,27
+            # _sm90_configs (srt/distributed/device_communicators/configs/custom_all_reduce_v2.py); without NVLink
+            # between all GPUs 2 remain, by custom_all_reduce.py.
+            custom_all_reduce_sizes=frozenset(range(2, 9)),
+            no_pipeline_architectures=_SGLANG_NO_PIPELINE,
+            min_capability=_SGLANG_MIN_CAPABILITY,
+            oldest_capability=(7, 5),  # "SGLang only supports sm75 and above" (load_model_utils.py)
+            no_float16_model_types=_NOT_FLOAT16,
+            mig=False,  # can_use_custom_all_reduce_with_nvlink reads CUDA_VISIBLE_DEVICES by int()
+            whole_stages=True,  # _calculate_rank_ranges (srt/entrypoints/engine.py): pp // nnodes, nnodes // pp
+            prompts_first=True,  # --enable-mixed-chunk is off
         ),
     ),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from configgen.launch import MASTER_ADDRESS, Flag, Launch, Process, Variable
+from configgen.launch import MASTER_ADDRESS, Flag, Launch, Process, Setting, Variable
 from configgen.plan import Plan, Replica
 from probe.topology import GpuRef
 
@@ -65,7 +65,17 @@ def _processes(plan: Plan) -> Iterator[Process]:
             if port is not None and len(plan.replicas) > 1:
                 flags.append(Flag(("--port", str(port)), "one port per server of a node"))
             command, environment = ("vllm", "serve", plan.model.name), _environment(plan)
-            yield Process(node, plan.hostnames[node], number, command, tuple(flags), environment, port)
+            model = Setting("model", plan.model.name, "the model")
+            yield Process(
+                node,
+                plan.hostnames[node],
+                number,
+                command,
+                tuple(flags),
+                environment,
+                port,
+                said_by_command=(model,),
+            )
 
 
 def _settings(replica: Replica) -> tuple[object, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from builders import cluster_of, dense, node_of
-from test_emit import STUB, emitted, run_script
+from stub_engine import RECORDED, STUB, emitted, run_script
 
 from configgen.decide import plan
 from configgen.launch import Given, Launch, Process
@@ -91,7 +91,7 @@ def started(decided: Plan, launch: Launch, folder: Path, program: str, **more: s
 
 
 def _environment(process: Process, more: dict[str, str]) -> dict[str, str]:
-    kept = {v.name: v.value for v in process.environment if v.name in ("CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES")}
+    kept = {v.name: v.value for v in process.environment if v.name in RECORDED}
     return kept | {name: value for name, value in more.items() if name == "MASTER_ADDR"}
 
 
