@@ -20,7 +20,7 @@ from builders import cluster_of, llama_70b, llama_405b, node_of
 from command import WIRELORE, Ended, environment, wirelore
 from conftest import FakeMachine
 from fake_nvml.machines import LOST, Description, a100_mig, hgx_h100, rtx_3090_bridges
-from test_emit import AWKWARD
+from stub_engine import AWKWARD
 
 from configgen.decide import plan
 from configgen.document import decode_plan, encode_plan
