@@ -184,6 +184,8 @@ def _laws(
     p = where.asked.parallelism
     if p is None:
         return
+    if model.max_context is not None and workload.tokens > model.max_context:
+        yield f"{workload.tokens:,} tokens per sequence exceed {model.name}'s context of {model.max_context:,}"
     if (law := engine_law(model, workload, traits)) is not None:
         yield law
     yield from tensor_parallel_laws(model, attention_tp=p.attention_tp, tp=p.tp, ep=p.ep)
@@ -228,6 +230,9 @@ def _context_laws(
     fits = max_context(model, candidate)
     if told is not None and workload.tokens > told:
         yield f"it serves at most {told:,} tokens of a sequence, and {workload.tokens:,} are asked for"
+    if traits.engine == "vllm" and told is not None and told > (model.max_context or told):
+        yield f"vLLM refuses --max-model-len {told:,}: the model's context is {model.max_context:,}"
+        return
     longest = told or model.max_context
     automatic = command.said.get("context") in ("-1", "auto")
     if traits.engine == "vllm" and not automatic and longest is not None and fits < longest:

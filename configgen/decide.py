@@ -75,10 +75,10 @@ def plan_of(field: Field, survey: Survey, model: ModelSpec, traits: EngineTraits
         gpu_uuids=tuple(tuple(_device_uuid(topology, GpuRef(n, i)) for i in used) for n, used in enumerate(order)),
         memory=chosen.memory,
         predictions=replace(best.predictions, max_context=max_context(model, chosen)),
-        confidence=_confidence(topology, model, field),
-        reasons=tuple(reasons(survey, model, workload, traits, field)),
+        confidence=_confidence(survey, model, field),
+        reasons=tuple(reasons(survey, model, workload, traits, field, limits)),
         alternatives=_alternatives(field, workload),
-        degraded=tuple(_degraded(topology, workload, chosen, limits)),
+        degraded=tuple(_degraded(topology, workload, chosen, limits, traits)),
         provenance=(*topology.provenance, *survey.origins, Origin("model", Provenance.READ, model.source)),
         engine_split=chosen.layers == traits.split(model.layers, p.pp),
         mixed_gpus=any(
@@ -151,17 +151,16 @@ def _firsts(layers: tuple[int, ...]) -> list[int]:
     return [sum(layers[:stage]) for stage in range(len(layers))]
 
 
-def _confidence(topology: Topology, model: ModelSpec, field: Field) -> str:
-    """High where the runner-up is out of the uncertainty's reach; low where measuring must settle it."""
-    best = field.forecasts[0]
+def _confidence(survey: Survey, model: ModelSpec, field: Field) -> str:
+    """High where no other plan is within the uncertainty's reach; low where measuring must settle it."""
+    best, *others = field.forecasts
     p = best.candidate.parallelism
-    measured = is_measured(best)
-    if model.warnings or provenance_of(topology, "gpus.memory_bytes") is Provenance.ASSUMED:
+    if model.warnings or provenance_of(survey.topology, "gpus.memory_bytes") is Provenance.ASSUMED:
         return "low"
-    if not measured and p.gpus_per_replica > 1 and not (field.has_fast_island and best.candidate.tp_is_fast):
+    wired = is_measured(survey, best) or (field.has_fast_island and best.candidate.tp_is_fast)
+    if p.gpus_per_replica > 1 and not wired:
         return "low"
-    others = field.forecasts[1:2]
-    return "medium" if any(abs(margin(f, best)) <= doubt(f, best) for f in others) or p.pp > 1 else "high"
+    return "medium" if p.pp > 1 or any(abs(margin(f, best)) <= doubt(f, best) for f in others) else "high"
 
 
 def _alternatives(field: Field, workload: Workload) -> tuple[Alternative, ...]:
@@ -170,7 +169,10 @@ def _alternatives(field: Field, workload: Workload) -> tuple[Alternative, ...]:
     of_tp = {f.candidate.parallelism.tp: f for f in reversed(others)}
     losers = [f for f in others if f is others[0] or of_tp[f.candidate.parallelism.tp] is f]
     lost = [_lost(f, best, workload) for f in losers]
-    forbidden = [Alternative(p, law=law) for p, law in {law: (p, law) for p, law in field.refused}.values()]
+    broken: dict[str, Alternative] = {}
+    for p, law in sorted(field.refused, key=lambda r: (r[0].attention_dp > 1, r[0].ep > 1)):  # the plain cut tells it
+        broken.setdefault(law.rpartition(": ")[2], Alternative(p, law=law))
+    forbidden = list(broken.values())
     return tuple(lost[: MAX_ALTERNATIVES // 2] + forbidden[: MAX_ALTERNATIVES - min(len(lost), MAX_ALTERNATIVES // 2)])
 
 
@@ -185,11 +187,15 @@ def _lost(f: Forecast, best: Forecast, workload: Workload) -> Alternative:
     )
 
 
-def _degraded(topology: Topology, workload: Workload, chosen: Candidate, limits: Limits) -> list[str]:
+def _degraded(
+    topology: Topology, workload: Workload, chosen: Candidate, limits: Limits, traits: EngineTraits
+) -> list[str]:
     texts = []
-    if chosen.max_concurrency < workload.concurrency and "concurrency" not in workload.assumed:
+    if chosen.max_concurrency < workload.concurrency:
+        full = chosen.batch >= traits.max_sequences * chosen.parallelism.attention_dp
+        holder = f"{traits.engine} runs" if full else "memory holds"
         texts.append(
-            f"memory holds {chosen.max_concurrency} of {workload.concurrency} concurrent sequences of "
+            f"{holder} {chosen.max_concurrency} of {workload.concurrency} concurrent sequences of "
             f"{workload.tokens:,} tokens; the others wait"
         )
     nodes = topology.nodes[: limits.nodes or len(topology.nodes)]

@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from configgen.cost import Part
-from configgen.forecast import TIE, Forecast, doubt, largest_doubt, margin
+from configgen.forecast import KERNELS_APART, TIE, Forecast, doubt, largest_doubt, margin
 from configgen.judge import Candidate
 from configgen.model import ModelSpec
-from configgen.plan import EngineTraits, Objective, Parallelism, Reason, Workload
+from configgen.plan import NO_LIMITS, EngineTraits, Limits, Objective, Parallelism, Reason, Workload
 from configgen.search import Field
 from configgen.whatif import changes
 from probe.measurement import Survey
 from probe.topology import GpuRef, Path, PathKind, Provenance, Topology
-from probe.units import count, figure, gigabytes, message_size, parameters, seconds
+from probe.units import count, figure, gigabytes, message_size, parameters, seconds, spread
 
 SPENT_ON = {
     "weights": "reading weights",
     "gemm": "multiplying",
     "kv": "reading KV",
+    "attention": "attention",
     "elementwise": "norms and activations",
     "launch": "starting kernels",
     "all-reduce": "all-reduce",
@@ -30,6 +31,9 @@ SPENT_ON = {
     "bubble": "pipeline bubbles",
 }
 WIRES = ("all-reduce", "attention-DP exchange", "hand-off")
+COMPUTED = ("weights", "gemm", "kv", "attention", "elementwise", "prompts")
+NAMED_SHARE = 0.1
+"""What takes less of a token's time than this explains nothing."""
 
 
 def provenance_of(topology: Topology, fact: str) -> Provenance:
@@ -45,7 +49,12 @@ def _weakest(provenances: list[Provenance]) -> Provenance:
 
 
 def reasons(
-    survey: Survey, model: ModelSpec, workload: Workload, traits: EngineTraits, field: Field
+    survey: Survey,
+    model: ModelSpec,
+    workload: Workload,
+    traits: EngineTraits,
+    field: Field,
+    limits: Limits = NO_LIMITS,
 ) -> Iterator[Reason]:
     """The reasons in the order in which a person asks: does it fit, how fast, why this cut, what is unsure."""
     topology, best = survey.topology, field.forecasts[0]
@@ -59,16 +68,16 @@ def reasons(
     if p.pp > 1:
         yield _pipeline(field, paths)
     if p.dp > 1:
-        yield Reason("replicas", _replicas(workload, p), Provenance.ASSUMED)
+        yield Reason("replicas", _replicas(workload, chosen), Provenance.ASSUMED)
     if model.moe is not None and p.tp > 1:
-        yield _experts(model, p)
-    yield from _unsure(field)
-    yield from changes(field, model, workload, traits)
-    if _only_measuring_settles(field, topology, workload):
+        yield _experts(model, field)
+    yield from _unsure(survey, field)
+    yield from changes(field, model, workload, traits, limits)
+    if _only_measuring_settles(survey, field, workload):
         yield Reason(
             "pcie-only",
             f"no two GPUs are joined by a fast fabric{_hidden(topology)}: public figures of PCIe differ up to 14-fold "
-            "between hosts, so only `wirelore measure` can settle TP against PP here",
+            "between hosts, so TP against PP is a guess here until `wirelore measure` has timed them",
             paths,
         )
     if p.attention_tp > 1 and broken_p2p(
@@ -95,9 +104,10 @@ def broken_p2p(survey: Survey, gpus: set[GpuRef]) -> bool:
     return any(not v.passed and v.source in gpus and v.target in gpus for v in survey.verifications)
 
 
-def is_measured(f: Forecast) -> bool:
-    """Whether all its messages were timed here."""
-    return all(part.provenance is Provenance.MEASURED for part in f.estimate.parts if part.name in WIRES)
+def is_measured(survey: Survey, f: Forecast) -> bool:
+    """Whether wires like the slowest that its messages take were timed; an engine's own kernel goes over them too."""
+    timed = {label for curve in survey.curves for label, _ in curve.key.group.paths}
+    return {path.label for path in (f.candidate.tp_path, f.candidate.pp_path) if path} <= timed
 
 
 def custom_all_reduce(p: Parallelism, inside: Path | None, traits: EngineTraits) -> bool:
@@ -107,27 +117,57 @@ def custom_all_reduce(p: Parallelism, inside: Path | None, traits: EngineTraits)
     return p.attention_tp in traits.custom_all_reduce_sizes and (fast or pair)
 
 
+def stands(behind: float) -> str:
+    """A margin in words."""
+    if abs(behind) < 0.005:
+        return "level"
+    return f"{abs(behind):.0%} {'behind' if behind > 0 else 'ahead'}"
+
+
 def lost_by(loser: Forecast, best: Forecast, workload: Workload) -> str:
-    """How far the loser stands behind, and on what it spends more than the chosen one."""
+    """How far the loser stands behind by what the objective compares, and on what it spends more than the chosen."""
     behind = margin(loser, best)
     a, b = loser.candidate.parallelism, best.candidate.parallelism
     if behind <= 0:
-        simpler = "stages" if a.pp > b.pp else "GPUs in each group" if a.tp > b.tp else "to go wrong inside a stage"
-        return f"{-behind:.0%} ahead, within what measurements repeat to, and has more {simpler}"
-    if loser.candidate.max_concurrency < min(workload.concurrency, best.candidate.max_concurrency):
-        short = f"; it holds {loser.candidate.max_concurrency} of {workload.concurrency} sequences"
-    else:
-        short = ""
+        return f"{stands(behind)}, within what measurements repeat to, {_less_simple(a, b)}"
+    gives = 1 - loser.output_tokens_per_s / best.output_tokens_per_s
+    slower = workload.objective is Objective.BALANCED and abs(behind - gives) > TIE
+    told = [f"{stands(behind)}: {_gives(loser, best, workload, slower)}"]
     theirs, ours = loser.seconds, best.seconds
     most = max(theirs, key=lambda name: theirs[name][0] - ours.get(name, (0.0, 0.0))[0])
     part = next(p for p in loser.estimate.parts if p.phase == "decode" and p.name == most)
-    idle = b.gpus - a.gpus
-    spare = f"; it leaves {count(idle, 'more GPU')} idle" if idle > 0 else ""
-    return f"{behind:.0%} behind: {spent(loser, part)}{short}{spare}"
+    if part.seconds >= NAMED_SHARE * loser.estimate.tpot_s:
+        told.append(spent(loser, part, "each" if slower else None))
+    if loser.candidate.max_concurrency < min(workload.concurrency, best.candidate.max_concurrency):
+        told.append(f"it holds {loser.candidate.max_concurrency} of {workload.concurrency} sequences")
+    if b.gpus > a.gpus:
+        told.append(f"it leaves {count(b.gpus - a.gpus, 'more GPU')} idle")
+    return "; ".join(told)
 
 
-def spent(f: Forecast, part: Part) -> str:
-    """'63 % of each token's time in all-reduce (measured all_reduce: 2.1 GB/s at 512 KiB)'."""
+def _gives(loser: Forecast, best: Forecast, workload: Workload, slower: bool) -> str:
+    """What the objective compares, of both."""
+    if workload.objective is Objective.LATENCY:
+        one, two = (seconds(f.worth_s) for f in (loser, best))
+        return f"{one} a token with its share of the first, not {two}"
+    text = f"{figure(loser.output_tokens_per_s)} tokens/s in all, not {figure(best.output_tokens_per_s)}"
+    one, two = (seconds(f.estimate.tpot_s) for f in (loser, best))
+    return f"{text}, and {one} a token, not {two}" if slower else text
+
+
+def _less_simple(a: Parallelism, b: Parallelism) -> str:
+    """In what a is less simple than b, by the order in which ranked() asks."""
+    if a.pp > b.pp:
+        return "and has more stages"
+    if a.pp == b.pp and a.tp > b.tp:
+        return "and has larger groups"
+    if (a.pp, a.tp) == (b.pp, b.tp) and (a.attention_dp, a.ep) > (b.attention_dp, b.ep):
+        return "and its ranks wait for each other's experts"
+    return "and comes second by the rules for ties"
+
+
+def spent(f: Forecast, part: Part, whole: str | None = None) -> str:
+    """'63 % of each token's time in all-reduce (measured all_reduce: 2.1 GB/s at 512 KiB)', or of `whole`."""
     share = part.seconds / f.estimate.tpot_s
     inside = ""
     if part.name == "prompts":
@@ -138,7 +178,8 @@ def spent(f: Forecast, part: Part) -> str:
     carried = f": {part.busbw_gbps:.3g} GB/s at {message_size(round(part.size_bytes))}" if part.size_bytes else ""
     told = f" ({part.source}{carried})" if part.size_bytes else ""
     name = "prompts of other requests" + inside if inside else SPENT_ON.get(part.name, part.name)
-    return f"{share:.0%} of each token's {seconds(f.estimate.tpot_s)} in {name}{told}"
+    whole = whole or f"each token's {seconds(f.estimate.tpot_s)}"
+    return f"{share:.0%} of {whole} in {name}{told}"
 
 
 def _label(candidate: Candidate) -> str:
@@ -169,7 +210,7 @@ def _speed(f: Forecast, workload: Workload) -> Reason:
     each = f.output_tokens_per_s / f.candidate.parallelism.gpus
     text = (
         f"a token takes {seconds(f.estimate.tpot_s)}, the first {seconds(f.estimate.ttft_s)}{queue}, and each GPU "
-        f"gives {figure(each)} tokens/s, each give or take {f.estimate.uncertainty:.0%}: {shares}{carried}"
+        f"gives {figure(each)} tokens/s, each give or take {spread(f.estimate.uncertainty)}: {shares}{carried}"
     )
     return Reason("speed", text, _weakest([p.provenance for p in most]))
 
@@ -190,15 +231,13 @@ def _pipeline(field: Field, paths: Provenance) -> Reason:
     across = c.pp_path.label if c.pp_path else "nothing"
     flat = next((f for f in field.forecasts if f.candidate.parallelism.pp == 1), None)
     if flat is None:
-        why = (
-            "since no group without stages holds the model"
-            if not field.has_fast_island
-            else "since no island holds the model"
-        )
+        why = _why_not_flat(field)
     else:
-        more = " for these GPUs hold more KV" if flat.candidate.max_concurrency < c.max_concurrency else ""
-        label = flat.candidate.parallelism.label
-        why = f"since {label}, the best without stages, is {margin(flat, best):.0%} behind{more}"
+        short = flat.candidate.max_concurrency < min(c.max_concurrency, field.workload.concurrency)
+        more = " and holds fewer sequences" if short else ""
+        why = (
+            f"since {flat.candidate.parallelism.label}, the best without stages, is {stands(margin(flat, best))}{more}"
+        )
     idle = best.estimate.share("bubble")
     text = (
         f"PP{c.parallelism.pp} across {across}, {why}: one activation per token and boundary; "
@@ -207,56 +246,103 @@ def _pipeline(field: Field, paths: Provenance) -> Reason:
     return Reason("pp-across", text, paths)
 
 
-def _replicas(workload: Workload, p: Parallelism) -> str:
-    each = -(-workload.concurrency // p.dp)
-    return f"DP{p.dp}: replicas share nothing, so they scale; each serves {each} of {workload.concurrency} sequences"
+def _why_not_flat(field: Field) -> str:
+    laws = [(p.tp, law) for p, law in field.refused if p.pp == 1]
+    _, widest = max(laws, key=lambda one: one[0], default=(0, "usable"))
+    if "--max-" in widest:
+        return "since no group without stages keeps the limits"
+    if "usable" not in widest:
+        return f"since without stages {widest}"
+    return f"since no {'island' if field.has_fast_island else 'group without stages'} holds the model"
 
 
-def _experts(model: ModelSpec, p: Parallelism) -> Reason:
-    experts = model.moe.experts if model.moe else 0
+def _replicas(workload: Workload, chosen: Candidate) -> str:
+    dp = chosen.parallelism.dp
+    each = -(-workload.concurrency // dp)
+    text = f"DP{dp}: replicas share nothing, so they scale; each"
+    if chosen.batch < each:
+        return f"{text} holds {chosen.batch} of its {each} sequences, {workload.concurrency} in all"
+    uneven = workload.concurrency % dp or len(set(chosen.rooms)) > 1
+    return f"{text} serves {'about ' if uneven else ''}{each} of {workload.concurrency} sequences"
+
+
+def _experts(model: ModelSpec, field: Field) -> Reason:
+    """How the experts are cut, and what decided against the next other way: a law, the margin, or the tie."""
+    best = field.forecasts[0]
+    p, experts = best.candidate.parallelism, model.moe.experts if model.moe else 0
     if p.attention_dp > 1:
         text = (
-            f"MLA's KV would be copied to every TP rank: attention-DP{p.attention_dp} keeps it once, "
-            f"EP{p.ep} spreads the {experts} experts"
+            f"attention-DP{p.attention_dp} keeps MLA's KV once, where TP copies it to every rank, and EP{p.ep} spreads "
+            f"the {experts} experts"
         )
     elif p.ep > 1:
-        text = f"EP{p.ep} keeps {experts} experts whole, where TP would cut their blocks"
+        text = f"EP{p.ep} keeps each of {experts} experts whole on one rank"
     else:
-        text = f"TP, not EP, for {experts} experts: no rank waits for the one whose experts most tokens chose"
+        text = f"TP{p.tp} cuts each of {experts} experts, so no rank waits for the one whose experts most tokens chose"
+    others = (
+        f
+        for f in field.forecasts[1:]
+        if (q := f.candidate.parallelism).tp == p.tp
+        and q.pp == p.pp
+        and (q.ep, q.attention_dp) != (p.ep, p.attention_dp)
+    )
+    rival = next(others, None)
+    if rival is None:
+        laws = (
+            law
+            for q, law in field.refused
+            if q.tp == p.tp and q.pp in (1, p.pp) and (q.ep, q.attention_dp) != (p.ep, p.attention_dp)
+        )
+        law = next(laws, None)
+        return Reason("experts", f"{text}; forbidden otherwise: {law}" if law else text, Provenance.CATALOG)
+    behind = margin(rival, best)
+    text += f"; {rival.candidate.parallelism.label} is {stands(behind)}"
+    if behind <= 0:
+        text += f", a tie (within {TIE:.0%}) that goes to the simpler"
+    elif behind <= doubt(rival, best):
+        text += f", within the uncertainty of {spread(doubt(rival, best))}"
     return Reason("experts", text, Provenance.CATALOG)
 
 
-def _unsure(field: Field) -> Iterator[Reason]:
-    """The runner-up, how far it is behind, and what would settle it where the model can't."""
-    if len(field.forecasts) < 2:
+def _unsure(survey: Survey, field: Field) -> Iterator[Reason]:
+    """The runner-up, how far it is behind, and what would settle the first that cannot be told from the chosen."""
+    best, *others = field.forecasts
+    if not others:
         return
-    best, second = field.forecasts[:2]
-    behind, err = abs(margin(second, best)), doubt(second, best)
-    label = second.candidate.parallelism.label
-    name, provenance = largest_doubt(second, best)
-    if behind > err:
+    second = others[0]
+    if margin(second, best) > doubt(second, best):
+        label, behind = second.candidate.parallelism.label, stands(margin(second, best))
         yield Reason(
-            "runner-up", f"{label} is {behind:.0%} behind, and the model tells them apart to {err:.0%}", provenance
+            "runner-up",
+            f"{label} is {behind}, and the model tells them apart to {spread(doubt(second, best))}",
+            largest_doubt(second, best)[1],
         )
+    near = next((f for f in others if margin(f, best) <= doubt(f, best)), None)
+    if near is None:
         return
-    if provenance is not Provenance.MEASURED and name in WIRES:
+    name, provenance = largest_doubt(near, best)
+    if name in KERNELS_APART:
+        settle = f"serving both would settle it, for public ratios of {name} to TP are further apart"
+    elif name in WIRES and not (is_measured(survey, near) and is_measured(survey, best)):
         settle = f"`wirelore measure` would settle it: {SPENT_ON[name]} on these wires"
-    elif provenance is not Provenance.MEASURED and name in ("weights", "gemm", "kv", "elementwise", "prompts"):
+    elif name in COMPUTED and provenance is not Provenance.MEASURED:
         settle = "`wirelore measure` would settle it: the GPUs' memory and matrix rates"
     else:
-        settle = f"only serving both can settle it, for they differ in {SPENT_ON.get(name, name)}"
-    side = "behind" if margin(second, best) >= 0 else "ahead"
-    simpler = f"; of two within {TIE:.0%} the simpler is taken" if behind <= TIE else ""
+        settle = f"serving both would settle it, for they differ in {SPENT_ON.get(name, name)}"
+    tie = f"; of plans within {TIE:.0%} the simpler is taken" if margin(near, best) <= 0 else ""
     yield Reason(
         "uncertain",
-        f"{label} is {behind:.0%} {side}, within the uncertainty of {err:.0%}{simpler}: {settle}",
+        f"{near.candidate.parallelism.label} is {stands(margin(near, best))}, within the uncertainty of "
+        f"{spread(doubt(near, best))}{tie}: {settle}",
         provenance,
     )
 
 
-def _only_measuring_settles(field: Field, topology: Topology, workload: Workload) -> bool:
+def _only_measuring_settles(survey: Survey, field: Field, workload: Workload) -> bool:
     best = field.forecasts[0]
-    if field.has_fast_island or topology.gpu_count == 1 or (is_measured(best) and best.candidate.parallelism.tp > 1):
+    if field.has_fast_island or survey.topology.gpu_count == 1:
+        return False
+    if best.candidate.parallelism.tp > 1 and is_measured(survey, best):
         return False
     return best.candidate.parallelism.gpus_per_replica > 1 or workload.objective is Objective.LATENCY
 

@@ -9,7 +9,8 @@ The worth of a plan is one number, less is better, in seconds:
 
 Two plans share most of what the model may have wrong: GPUs that read 10 % slower make both slower. So the doubt of a
 comparison is not that of its sides: it is that of the seconds in which they differ, thing by thing, the things added as
-independent errors (root of the sum of squares).
+independent errors (root of the sum of squares). Where one spreads experts or copies attention and the other doesn't,
+their kernels differ too, and published ratios of the two spread further than any seconds here tell.
 """
 
 from __future__ import annotations
@@ -33,6 +34,13 @@ interactive (v5.0) and 200 ms on a server."""
 
 TIE = 0.05
 """Plans that are nearer than this are alike, for no repetition of a serving measurement agrees better."""
+
+
+KERNELS_APART = {"EP": 0.20, "attention-DP": 0.13}
+"""What kernels of such plans leave open of the ratio to plain TP on one node at equal GPUs: half-widths in logs, the
+mean over models of ln(most / least) / 2 in public serving runs. EP gave 0.56 to 1.04 of TP's tokens/s (Qwen3.5-397B on
+B200: 0.31), 0.96 to 1.00 (MiniMax: 0.02), 1.02 to 1.78 (DeepSeek-R1: 0.28); attention-DP 0.82 to 1.00 (Kimi-K2.5: 0.10)
+and 0.89 to 1.22 (MiniMax: 0.16), gpt-oss the single figure 1.07."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,24 +128,31 @@ def margin(loser: Forecast, chosen: Forecast) -> float:
 
 
 def doubt(a: Forecast, b: Forecast) -> float:
-    """How far their margin may be off, relative as the margin."""
-    return sqrt(sum(x * x for _, x in _apart(a, b))) / max(a.worth_s, b.worth_s)
+    """How far their margin may be off, relative as the margin; never less than plans that are alike may be apart."""
+    return max(TIE, sqrt(sum(x * x for _, x in _apart(a, b))) / max(a.worth_s, b.worth_s))
 
 
 def largest_doubt(a: Forecast, b: Forecast) -> tuple[str, Provenance]:
     """The thing that makes their margin doubtful, and what its figure rests on."""
     name, _ = max(_apart(a, b), key=lambda one: abs(one[1]))
     parts = {p.name: p for f in (b, a) for p in f.estimate.parts if p.phase == "decode"}
-    return name, parts[name].provenance
+    return name, parts[name].provenance if name in parts else Provenance.CATALOG
 
 
 def _apart(a: Forecast, b: Forecast) -> Iterator[tuple[str, float]]:
-    """How far the seconds may err by which a spends more than b, thing by thing."""
+    """How far the seconds may err by which a spends more than b, thing by thing, and how far their kernels may."""
     ours, theirs = a.seconds, b.seconds
     for name in sorted({*ours, *theirs}):
         one, two = ours.get(name, (0.0, 0.0)), theirs.get(name, (0.0, 0.0))
         more = one[0] - two[0]
         yield name, more * (one[1] if more > 0 else two[1])
+    p, q = a.candidate.parallelism, b.candidate.parallelism
+    for name, differs in (
+        ("EP", (p.ep > 1) != (q.ep > 1)),
+        ("attention-DP", (p.attention_dp > 1) != (q.attention_dp > 1)),
+    ):
+        if differs:
+            yield name, KERNELS_APART[name] * min(a.worth_s, b.worth_s)
 
 
 def ranked(forecasts: Sequence[Forecast], judge: Judge) -> tuple[Forecast, ...]:

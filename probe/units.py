@@ -115,3 +115,8 @@ def seconds(value: float) -> str:
     if value >= 1:
         return f"{value:.3g} s" if value < 1000 else f"{value:,.0f} s"
     return f"{value * 1e3:.3g} ms" if value >= 1e-3 else f"{value * 1e6:.3g} us"
+
+
+def spread(half_width: float) -> str:
+    """How far a figure may be off: 0.28 -> '28%', 1.3 -> 'a factor of 2.3', since no time is less than nothing."""
+    return f"{half_width:.0%}" if half_width < 1 else f"a factor of {1 + half_width:.2g}"

@@ -280,6 +280,7 @@ def test_several_nodes_are_read_from_the_first_ones_command() -> None:
         ("vllm serve m -tp 2", "qwen3-32b", "the smallest has"),
         ("vllm serve m -tp 4 --max-model-len 1000", "qwen3-32b", "at most 1,000 tokens"),
         ("vllm serve m", "llama-3.1-8b", "add --max-model-len"),
+        ("vllm serve m -tp 4 --max-model-len 1M", "qwen3-32b", "the model's context is"),
         ("vllm serve m -tp 2 -pp 2", "whisper", "has no pipeline"),
     ],
 )  # fmt: skip
@@ -310,6 +311,13 @@ def judged(text: str, topology: Topology = PAIRS, model: str = "qwen3-32b", **mo
     read = read_command(text)
     every = ("objective", "input_tokens", "output_tokens", "concurrency")
     return check(Survey(topology), read, spec(model), Workload(assumed=every), engine_traits(read.engine), **more)
+
+
+def test_sequences_beyond_the_models_context_are_refused() -> None:
+    read, long = read_command(f"vllm serve {MODEL} -tp 4"), Workload(input_tokens=10**6)
+    checked = check(Survey(PAIRS), read, spec("qwen3-32b"), long, engine_traits("vllm"))
+    assert checked.standing is Standing.REFUSED
+    assert "context of" in checked.verdict
 
 
 def test_the_rule_of_thumb_loses_on_bridged_pairs() -> None:

@@ -52,7 +52,7 @@ def plan_json(*arguments: str, **environ: str) -> dict[str, Any]:
             "--tensor-parallel-size 8 --device-ids 0,1,2,3,4,5,6,7",
         ),
         (
-            ["qwen3-32b", "--from", "machine:3090-bridges-4"],
+            ["qwen3-32b", "--from", "machine:3090-bridges-4", "--concurrency", "40"],
             "--tensor-parallel-size 2 --pipeline-parallel-size 2 --device-ids 0,2,1,3",
         ),
     ],
@@ -76,7 +76,7 @@ def test_flags_from_a_bare_matrix_say_on_the_other_stream_what_they_assume(topo:
     [
         (["llama-3.1-405b", "--from", "machine:2xhgx-h100"], "several nodes"),
         (["qwen3-32b", "--from", "pair.txt", "--gpu-memory", "30GiB,60GiB"], "VLLM_PP_LAYER_PARTITION"),
-        (["mixtral-8x7b", "--from", "machine:hgx-b200", "--objective", "throughput"], "server of its own"),
+        (["mixtral-8x7b", "--from", "machine:hgx-b200", "--concurrency", "512"], "server of its own"),
     ],
 )
 def test_what_one_line_cannot_say_prints_nothing_and_names_the_way(

@@ -23,7 +23,7 @@ from probe.islands import Island, islands
 from probe.measurement import Survey
 from probe.rails import rails
 from probe.topology import Node, NodeShape, Notice, Origin, Topology
-from probe.units import count, figure, gib, ranges, seconds
+from probe.units import count, figure, gib, ranges, seconds, spread
 
 _WIDTH_WITHOUT_TTY = 110
 _MATRIX_LIMIT = 16
@@ -337,7 +337,7 @@ def _front(plan: Plan) -> Table:
             seconds(tpot_s),
             figure(1 / tpot_s),
             figure(choice.output_tokens_per_s),
-            f"{told.uncertainty or 0:.0%}",
+            spread(told.uncertainty or 0),
         )
     return table
 

@@ -32,7 +32,8 @@ from probe.topology import Fabric, FabricState, GpuState, Topology
 
 pytestmark = [pytest.mark.usefixtures("torch"), pytest.mark.long]
 
-_TURN = re.compile(r"(.+) wins where wires carry (\S+) times as much or \w+ \((\S+) GB/s instead of (\S+) for (.+)\)")
+_TURN = re.compile(r"(.+) wins once wires are about (\S+) times as fast \(.+ in (\S+) (\S+) instead of (\S+) (\S+)\)")
+_UNIT_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,12 @@ MIXED = Case(2, 40, 5120, 13824, 512, 16, 20 * MBIT, "20s", across="TP2 PP2", in
 
 @dataclass(frozen=True)
 class Turn:
-    """A crossover as it is printed: busbw at this very size, now and where the decision turns."""
+    """A crossover as it is printed: a message's time where the decision turns, and now."""
 
     label: str
     times: float
-    then_gbps: float
-    now_gbps: float
+    then_s: float
+    now_s: float
 
 
 @pytest.mark.parametrize("case", [PAIR, MIXED], ids=["2x1", "2x2"])
@@ -82,11 +83,10 @@ def test_a_slow_link_gives_stages_across_it_and_a_fast_one_tensor_parallel(case:
     turns = {name: list(_turns(plan)) for name, plan in (("slow", across), ("fast", inside))}
     [down] = [turn for turn in turns["fast"] if turn.label == case.across]
     assert link["slow"] < down.times * link["fast"] < link["fast"]
-    assert down.then_gbps < down.now_gbps
-    if case is PAIR:  # of four GPUs the runner-up over a slow link is PP4
-        [up] = [turn for turn in turns["slow"] if turn.label == case.inside]
-        assert link["slow"] < up.times * link["slow"] < link["fast"]
-        assert up.now_gbps < up.then_gbps
+    assert down.then_s > down.now_s
+    [up] = [turn for turn in turns["slow"] if turn.label == case.inside]
+    assert link["slow"] < up.times * link["slow"] < link["fast"]
+    assert up.then_s < up.now_s
 
 
 def _measured(case: Case, rate_bits_s: int, folder: Path) -> Survey:
@@ -132,8 +132,8 @@ def _turns(plan: dict[str, Any]) -> Iterator[Turn]:
     for reason in plan["reasons"]:
         if reason["rule"] == "would-change" and (told := _TURN.fullmatch(reason["text"])):
             assert reason["provenance"] == "measured"
-            label, times, then_gbps, now_gbps, _ = told.groups()
-            yield Turn(label, float(times), float(then_gbps), float(now_gbps))
+            label, times, then, then_unit, now, now_unit = told.groups()
+            yield Turn(label, float(times), float(then) * _UNIT_S[then_unit], float(now) * _UNIT_S[now_unit])
 
 
 def _link_gbps(survey: Survey) -> float:
