@@ -42,8 +42,12 @@ def plan(
             f"{workload.tokens} tokens per sequence exceed {model.name}'s context of {model.max_context}",
             cure="Lower --input-tokens or --output-tokens.",
         )
+    return plan_of(search(survey, model, workload, traits, limits), survey, model, traits, limits)
+
+
+def plan_of(field: Field, survey: Survey, model: ModelSpec, traits: EngineTraits, limits: Limits = NO_LIMITS) -> Plan:
+    """The best of what a search found, with its reasons."""
     topology = survey.topology
-    field = search(survey, model, workload, traits, limits)
     workload, best = field.workload, field.forecasts[0]
     chosen = best.candidate
     replicas = tuple(_replicas(survey, chosen, traits))
@@ -70,7 +74,7 @@ def plan(
         gpu_order=order,
         gpu_uuids=tuple(tuple(_device_uuid(topology, GpuRef(n, i)) for i in used) for n, used in enumerate(order)),
         memory=chosen.memory,
-        predictions=replace(best.predictions, max_context=_max_context(model, chosen)),
+        predictions=replace(best.predictions, max_context=max_context(model, chosen)),
         confidence=_confidence(survey, model, field),
         reasons=tuple(reasons(survey, model, workload, traits, field, limits)),
         alternatives=_alternatives(field, workload),
@@ -84,6 +88,7 @@ def plan(
         p2p=not broken_p2p(survey, {ref for replica in replicas for stage in replica.stages for ref in stage}),
         half_precision=model.dtype == "bfloat16" and any(_before_bfloat16(topology, r) for r in replicas),
         hostnames=tuple(node.hostname for node in topology.nodes),
+        gpu_models=tuple(tuple(topology.gpu(GpuRef(n, i)).name for i in used) for n, used in enumerate(order)),
     )
 
 
@@ -128,7 +133,7 @@ def _utilization(topology: Topology, ref: GpuRef, traits: EngineTraits) -> float
     return memory_utilization(topology.gpu(ref).memory_bytes or 0, topology.state(ref).memory_free_bytes, traits)
 
 
-def _max_context(model: ModelSpec, c: Candidate) -> int:
+def max_context(model: ModelSpec, c: Candidate) -> int:
     """Tokens of the longest single sequence that every stage can hold, up to the model's own limit."""
     most = model.max_context or _LONGEST_CONTEXT
     for memory, first, last in zip(c.memory, _firsts(c.layers), _firsts((*c.layers, 0))[1:], strict=True):

@@ -50,6 +50,7 @@ class PlanDocument(msgspec.Struct, frozen=True, kw_only=True):
     uses_mig: bool
     p2p: bool
     half_precision: bool
+    gpu_models: tuple[tuple[str | None, ...], ...] = ()
     predictions: Predictions
     confidence: str
     reasons: tuple[Reason, ...]

@@ -286,6 +286,8 @@ class Plan:
     """False where a measurement found peer-to-peer transfers between GPUs of a stage broken."""
     half_precision: bool = False
     """Whether a GPU that is used has no bfloat16 (compute capability below 8.0) while the model is in it."""
+    gpu_models: tuple[tuple[str | None, ...], ...] = ()
+    """Names of the GPUs in gpu_order, so that a launch notices another machine; empty in plans of earlier versions."""
 
     def __post_init__(self) -> None:
         p = self.parallelism
@@ -302,5 +304,8 @@ class Plan:
         require(sum(self.layers_per_stage) == self.model.layers, "stages cover every layer once")
         require(sum(len(order) for order in self.gpu_order) == p.gpus, "gpu_order names each used GPU once")
         require(len(self.gpu_order) == len(self.gpu_uuids) == len(self.hostnames), "one order, UUIDs and name per node")
+        require(
+            not self.gpu_models or [*map(len, self.gpu_models)] == [*map(len, self.gpu_order)], "one model per used GPU"
+        )
         require(len(self.memory) == p.pp and all(m.fits for m in self.memory), "a plan never exceeds memory")
         require(self.confidence in ("high", "medium", "low"), "confidence is high, medium or low")

@@ -203,7 +203,7 @@ def _with_stages(
         if not any(found for _, found in runs):
             mixed = mixed_slot(kinds, inner.tp, pp)
             runs = [(mixed[0], (mixed[1],))] if mixed else []
-        fitting = _fit(model, workload, traits, shape, runs, budget)
+        fitting = fit(model, workload, traits, shape, runs, budget)
         if isinstance(fitting, Candidate):
             least = least or pp
             yield fitting
@@ -211,7 +211,7 @@ def _with_stages(
             refused.append((shape, fitting))
         fast = [(kind, found) for kind, found in runs if found and _is_fast(kind, found)]
         if 0 < len(fast) < sum(bool(found) for _, found in runs):
-            alone = _fit(model, workload, traits, shape, fast, budget)
+            alone = fit(model, workload, traits, shape, fast, budget)
             if isinstance(alone, Candidate):
                 yield alone
 
@@ -220,16 +220,16 @@ def _is_fast(kind: DomainKind, patterns: tuple[Slot, ...]) -> bool:
     return all((path := wiring(kind, slot).inside) is None or path.is_fast for slot in patterns)
 
 
-def _fit(
+def fit(
     model: ModelSpec,
     workload: Workload,
     traits: EngineTraits,
     shape: Parallelism,
     runs: list[tuple[DomainKind, tuple[Slot, ...]]],
     budget: int,
+    layers: tuple[int, ...] | None = None,
 ) -> Candidate | str | None:
     """The candidate with all replicas that fit with one cut of the layers; else the law; None: there is no place."""
-    layers: tuple[int, ...] | None = None
     kept: list[tuple[DomainKind, tuple[Slot, ...]]] = []
     dp, law = 0, None
     rooms: list[int] = []

@@ -23,7 +23,7 @@ DOORS = {
     "torch": {*RANK_SIDE, "probe/bench/verify.py"},
     "ray": {"probe/bench/ray_nodes.py"},
     "click": {"configgen/cli/"},
-    "yaml": {"configgen/cli/root.py", "configgen/deploy/config.py"},  # reading options, writing engines' files
+    "yaml": {"configgen/cli/yaml_file.py", "configgen/deploy/config.py"},  # reading options, writing engines' files
     "jinja2": {"configgen/templates.py"},
     "rich": {"configgen/report/terminal.py"},
     "huggingface_hub": {"configgen/hub.py"},
@@ -46,6 +46,8 @@ PURE = {
     *("configgen.quantization", "configgen.families", "configgen.fields"),
     *("configgen.cost", "configgen.passes", "configgen.roofline", "configgen.rates", "configgen.wires"),
     *("configgen.forecast", "configgen.whatif"),
+    *("configgen.checked", "configgen.check"),
+    *("configgen.engines.spellings", "configgen.engines.reading", "configgen.engines.asked"),
     *("configgen.comparison", "configgen.facts", "configgen.contrasts", "configgen.carryover", "configgen.compare"),
 }
 IO = {

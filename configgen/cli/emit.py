@@ -6,15 +6,13 @@ from pathlib import Path
 
 import click
 
-from configgen.cli.options import flags_line
-from configgen.document import decode_plan
+from configgen.cli.options import flags_line, read_plan
 from configgen.engines.launcher import launch_of
 from configgen.engines.rules import engine_traits
 from configgen.launch import Launch
 from probe.errors import UsageError, one_line
 from probe.units import count
 
-_PLAN_LIMIT_BYTES = 64 << 20
 TARGETS = ("flags", "shell", "yaml", "env", "json")
 
 
@@ -27,7 +25,7 @@ TARGETS = ("flags", "shell", "yaml", "env", "json")
 )
 def emit_command(plan_file: Path, engine: str | None, target: str, output: Path | None) -> None:
     """Write PLAN (from `wirelore plan -o plan.json`) as launch commands: one line of flags, or a script per node."""
-    plan = decode_plan(_read(plan_file), where=str(plan_file))
+    plan = read_plan(plan_file)
     if engine is not None and engine_traits(engine) != plan.engine:
         raise UsageError(
             f"the plan was made under the laws of {plan.engine.engine} {plan.engine.version}, not {engine[:40]}",
@@ -72,15 +70,3 @@ def _files(launch: Launch, target: str) -> dict[str, str]:
     from configgen.deploy.listing import listing
 
     return {"launch.json": listing(launch)}
-
-
-def _read(path: Path) -> bytes:
-    cure = "Give what `wirelore plan -o FILE` wrote."
-    try:
-        with path.open("rb") as stream:
-            data = stream.read(_PLAN_LIMIT_BYTES + 1)
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", cure=cure) from error
-    if len(data) > _PLAN_LIMIT_BYTES:
-        raise UsageError(f"{path} is larger than {_PLAN_LIMIT_BYTES >> 20} MiB", cure=cure)
-    return data

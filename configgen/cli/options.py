@@ -12,9 +12,12 @@ from typing import Any, TypeVar
 import click
 
 from configgen.launch import Launch
+from configgen.plan import Plan
 from probe.errors import UsageError, one_line
 from probe.measurement import Survey
 from probe.topology import Origin, Provenance, Topology
+
+_PLAN_LIMIT_BYTES = 64 << 20
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -135,6 +138,21 @@ def put(data: bytes, output: Path | None) -> None:
 
     write_atomically(output, data)
     click.echo(f"wrote {one_line(str(output))}", err=True)
+
+
+def read_plan(path: Path) -> Plan:
+    """What `wirelore plan -o FILE` wrote. Raises UsageError."""
+    from configgen.document import decode_plan
+
+    cure = "Give what `wirelore plan -o FILE` wrote."
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(_PLAN_LIMIT_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", cure=cure) from error
+    if len(data) > _PLAN_LIMIT_BYTES:
+        raise UsageError(f"{path} is larger than {_PLAN_LIMIT_BYTES >> 20} MiB", cure=cure)
+    return decode_plan(data, where=str(path))
 
 
 def note(text: str) -> None:

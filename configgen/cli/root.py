@@ -17,14 +17,14 @@ _COMMANDS = {
     "merge": ("configgen.cli.merge", "Join surveys of many nodes into one of the cluster."),
     "plan": ("configgen.cli.plan", "Choose TP, PP, DP, EP and the GPU order for a model."),
     "emit": ("configgen.cli.emit", "Write a plan as launch commands."),
+    "launch": ("configgen.cli.launch", "Start this node's part of a plan."),
+    "check": ("configgen.cli.check", "Say what a command that runs today costs on these wires."),
     "compare": ("configgen.cli.compare", "Say whether numbers measured on A carry over to B."),
     "models": ("configgen.cli.tables", "List the models whose facts are built in."),
     "machines": ("configgen.cli.tables", "List the synthetic machines."),
     "schema": ("configgen.cli.tables", "Print the JSON Schema of a document."),
     "doctor": ("configgen.cli.doctor", "Say what is missing on this machine and how to get it."),
 }
-_CONFIG_LIMIT_BYTES = 1 << 16
-_CONFIG_DEPTH = 3
 _CONFIG_CURE = "Write it as `command:` with `option: value` lines below."
 
 
@@ -90,24 +90,9 @@ def _options_of(ctx: click.Context, name: str, told: dict[Any, Any], path: Path)
 
 def _read_config(path: Path) -> dict[str, dict[Any, Any]]:
     """Options per command: {'plan': {'engine': 'vllm'}}. Raises UsageError on anything else."""
-    import yaml
+    from configgen.cli.yaml_file import read_yaml
 
-    try:
-        with path.open("rb") as stream:
-            data = stream.read(_CONFIG_LIMIT_BYTES + 1)
-        if len(data) > _CONFIG_LIMIT_BYTES:
-            raise UsageError(f"{path} is larger than {_CONFIG_LIMIT_BYTES >> 10} KiB", cure=_CONFIG_CURE)
-        depth = 0
-        for event in yaml.parse(data, yaml.SafeLoader):
-            # Aliases can grow without bound, and the time to read nested brackets grows with the square of their depth.
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent) or depth > _CONFIG_DEPTH:
-                raise UsageError(f"{path} uses YAML aliases or is nested too deep", cure=_CONFIG_CURE)
-        told = yaml.safe_load(data) or {}
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", cure=_CONFIG_CURE) from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise UsageError(f"{path} is no readable YAML", cure=_CONFIG_CURE) from error
-    if not isinstance(told, dict) or not all(isinstance(options, dict) for options in told.values()):
+    told = read_yaml(path, _CONFIG_CURE)
+    if not all(isinstance(options, dict) for options in told.values()):
         raise UsageError(f"{path} holds no options", cure=_CONFIG_CURE)
     return {str(name): options for name, options in told.items()}

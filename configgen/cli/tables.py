@@ -30,9 +30,12 @@ def machines_command() -> None:
 
 
 @click.command("schema")
-@click.argument("document", type=click.Choice(["topology", "survey", "plan", "comparison"]), default="topology")
+@click.argument(
+    "document", type=click.Choice(["topology", "survey", "plan", "comparison", "check"]), default="topology"
+)
 def schema_command(document: str) -> None:
     """Print the JSON Schema of a document."""
+    from configgen.check_document import check_schema
     from configgen.compare_document import comparison_schema
     from configgen.document import plan_schema
     from probe.store import survey_schema, to_json, topology_schema
@@ -42,5 +45,6 @@ def schema_command(document: str) -> None:
         "survey": survey_schema,
         "plan": plan_schema,
         "comparison": comparison_schema,
+        "check": check_schema,
     }
     click.echo(to_json(schemas[document]()), nl=False)

@@ -13,6 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from configgen.checked import Check
 from configgen.comparison import Comparison
 from configgen.launch import Given, Launch
 from configgen.plan import Alternative, Plan
@@ -171,6 +172,25 @@ def print_comparison(compared: Comparison) -> None:
             console.print(Group("", _rows(alike)))
         if compared.measure:
             console.print(Group("", _section("What would tell", [("", text) for text in compared.measure])))
+
+
+def print_check(checked: Check, topology: Topology, launch: Launch | None, measured: str | None) -> None:
+    """The verdict, where the command lies and what it crosses, what it gives, and what to run instead."""
+    from configgen.report.check import forecast_rows, head_rows, law_rows, wire_rows
+
+    with _console() as console:
+        console.print(Text(printable(checked.verdict), style="bold green" if checked.is_fine else "bold red"))
+        console.print(_rows(head_rows(checked, topology, measured)))
+        for title, rows in (
+            ("Laws and notes", law_rows(checked)),
+            ("Wires", wire_rows(checked, topology)),
+            ("Predicted", forecast_rows(checked)),
+        ):
+            if told := list(rows):
+                console.print(Group("", _section(title, told)))
+        if launch is not None and not (checked.is_fine and (checked.best is None or not checked.best.loss)):
+            console.print()
+            _print_commands(console, launch, "Instead (keep your other flags)")
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -344,9 +364,9 @@ def _print_notices(console: Console, notices: Sequence[Notice]) -> None:
         console.print(_section("Warnings", shown))
 
 
-def _print_commands(console: Console, launch: Launch) -> None:
+def _print_commands(console: Console, launch: Launch, title: str = "Run") -> None:
     """Whole commands, never wrapped, so that they can be copied."""
-    console.print(Text("Run", style="bold"))
+    console.print(Text(title, style="bold"))
     if launch.one_line is not None:
         first = launch.processes[0]
         variables = " ".join(f"{v.name}={shlex.quote(v.value)}" for v in first.environment)

@@ -32,7 +32,7 @@ _LOCAL_RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
+class Told:
     """What a launcher says of this process; None for what it leaves open."""
 
     origin: str
@@ -64,7 +64,7 @@ def find_rendezvous(
     if nnodes is not None and nnodes < 1:
         raise UsageError(f"--nnodes {nnodes} is no number of nodes", cure="Give 1 or more.")
     complete = nnodes is not None and node_rank is not None and host is not None
-    told = None if complete or nnodes == 1 else _told(environ, nnodes)
+    told = None if complete or nnodes == 1 else told_by_launcher(environ, nnodes)
     nodes = nnodes if nnodes is not None or told is None else told.nodes
     if nodes is None and (host is not None or node_rank is not None):
         what = "--master" if node_rank is None else "--node-rank"
@@ -153,20 +153,21 @@ def first_host(nodelist: str) -> str | None:
     return name if _HOST.fullmatch(name) else None
 
 
-def _told(environ: Environment, nnodes: int | None) -> _Told | None:
+def told_by_launcher(environ: Environment, nnodes: int | None = None) -> Told | None:
+    """What the innermost launcher says of this process; None without one. Raises UsageError for what it leaves out."""
     for detect in _LAUNCHERS:
         told = detect(environ)
         if told is not None:
             return told
     # An index alone makes no group: most indexed jobs are not one.
     index = _number(environ, "JOB_COMPLETION_INDEX") if nnodes else None
-    return _Told(KUBERNETES_JOB, None, index) if index is not None else None
+    return Told(KUBERNETES_JOB, None, index) if index is not None else None
 
 
-def _torchrun(environ: Environment) -> _Told | None:
+def _torchrun(environ: Environment) -> Told | None:
     if "TORCHELASTIC_RUN_ID" not in environ:
         return None
-    return _Told(
+    return Told(
         "torchrun",
         _needed(environ, "GROUP_WORLD_SIZE"),
         _needed(environ, "GROUP_RANK"),
@@ -176,32 +177,32 @@ def _torchrun(environ: Environment) -> _Told | None:
     )
 
 
-def _open_mpi(environ: Environment) -> _Told | None:
+def _open_mpi(environ: Environment) -> Told | None:
     names = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
     return _mpi(environ, "mpirun", *(f"OMPI_COMM_WORLD_{name}" for name in names))
 
 
-def _hydra(environ: Environment) -> _Told | None:
+def _hydra(environ: Environment) -> Told | None:
     """MPICH and Intel MPI. Slurm sets PMI_RANK too, but not the local ones."""
     return _mpi(environ, "mpiexec", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
 
 
-def _mpi(environ: Environment, origin: str, rank: str, size: str, local_rank: str, local_size: str) -> _Told | None:
+def _mpi(environ: Environment, origin: str, rank: str, size: str, local_rank: str, local_size: str) -> Told | None:
     """MPI tells ranks of processes, and orders them by slot or by node as it was asked: only one per node is clear."""
     if rank not in environ or local_size not in environ:
         return None
     processes, here = _needed(environ, size), _needed(environ, local_size)
     if here == processes:
-        return _Told(origin, 1, 0)
+        return Told(origin, 1, 0)
     if here != 1 or _needed(environ, local_rank) != 0:
         raise UsageError(
             f"{origin} started {here} of {processes} processes on this node, and does not tell which node it is",
             cure="Start one per node: --map-by ppr:1:node (Open MPI) or -ppn 1 (MPICH, Intel MPI).",
         )
-    return _Told(origin, processes, _needed(environ, rank), *_master(environ))
+    return Told(origin, processes, _needed(environ, rank), *_master(environ))
 
 
-def _srun(environ: Environment) -> _Told | None:
+def _srun(environ: Environment) -> Told | None:
     """Slurm's node 0 is the first name of the step's list; where srun itself was typed may be a login node."""
     step = _number(environ, "SLURM_STEP_ID")
     if step is None or step >= _SPECIAL_STEPS or "SLURM_PROCID" not in environ:
@@ -209,17 +210,17 @@ def _srun(environ: Environment) -> _Told | None:
     address, port = _master(environ)
     nodelist = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or ""
     nodes = _needed(environ, "SLURM_STEP_NUM_NODES" if "SLURM_STEP_NUM_NODES" in environ else "SLURM_NNODES")
-    return _Told(SRUN, nodes, _needed(environ, "SLURM_NODEID"), address or first_host(nodelist), port)
+    return Told(SRUN, nodes, _needed(environ, "SLURM_NODEID"), address or first_host(nodelist), port)
 
 
-def _leader_worker_set(environ: Environment) -> _Told | None:
+def _leader_worker_set(environ: Environment) -> Told | None:
     if "LWS_LEADER_ADDRESS" not in environ:
         return None
     nodes, node = _needed(environ, "LWS_GROUP_SIZE"), _needed(environ, "LWS_WORKER_INDEX")
-    return _Told(LEADER_WORKER_SET, nodes, node, *parse_endpoint(environ["LWS_LEADER_ADDRESS"], "LWS_LEADER_ADDRESS"))
+    return Told(LEADER_WORKER_SET, nodes, node, *parse_endpoint(environ["LWS_LEADER_ADDRESS"], "LWS_LEADER_ADDRESS"))
 
 
-def _kubeflow(environ: Environment) -> _Told | None:
+def _kubeflow(environ: Environment) -> Told | None:
     """PET_NNODES may be a range, 'least:most'; what is there now is not told then."""
     nodes = environ.get("PET_NNODES", "")
     least, _, most = nodes.partition(":")
@@ -229,10 +230,10 @@ def _kubeflow(environ: Environment) -> _Told | None:
     address, port = parse_endpoint(endpoint, "PET_MASTER_ADDR") if endpoint else (None, None)
     port = _checked_port(_number(environ, "PET_MASTER_PORT"), "PET_MASTER_PORT") or port
     count = _needed({"PET_NNODES": least}, "PET_NNODES")
-    return _Told(KUBEFLOW, count, _number(environ, "PET_NODE_RANK"), address, port)
+    return Told(KUBEFLOW, count, _number(environ, "PET_NODE_RANK"), address, port)
 
 
-def _generic(environ: Environment) -> _Told | None:
+def _generic(environ: Environment) -> Told | None:
     """RANK and WORLD_SIZE count processes; PyTorchJob and many scripts start one per node and set no local ones."""
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= environ.keys():
         return None
@@ -245,10 +246,10 @@ def _generic(environ: Environment) -> _Told | None:
             "RANK and WORLD_SIZE count processes, and how many of them are on a node is not told",
             cure="Start one process per node, or give --nnodes N --node-rank R --master IP:PORT.",
         )
-    return _Told("RANK and WORLD_SIZE", world // here, rank // here, *_master(environ))
+    return Told("RANK and WORLD_SIZE", world // here, rank // here, *_master(environ))
 
 
-_LAUNCHERS: tuple[Callable[[Environment], _Told | None], ...] = (
+_LAUNCHERS: tuple[Callable[[Environment], Told | None], ...] = (
     _torchrun,
     _open_mpi,
     _hydra,
@@ -266,7 +267,7 @@ def _master(environ: Environment) -> tuple[str | None, int | None]:
     return host, _checked_port(_number(environ, "MASTER_PORT"), "MASTER_PORT") or port
 
 
-def _spread(environ: Environment, told: _Told | None) -> int:
+def _spread(environ: Environment, told: Told | None) -> int:
     """Two Slurm jobs on one node meet at different ports."""
     return (_number(environ, "SLURM_JOB_ID") or 0) % 1000 if told and told.origin == SRUN else 0
 

@@ -1,0 +1,1 @@
+"""Run: what starts a plan on a node and stays with it."""
