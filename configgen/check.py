@@ -210,7 +210,7 @@ def _candidate(
     kind = DomainKind((domain,), alone=any(topology.state(ref).mig_instances for ref in refs))
     each = p.gpus_per_replica
     slots = tuple(
-        Slot(tuple((0, tuple(range(first + s * p.tp, first + (s + 1) * p.tp))) for s in range(p.pp)))
+        Slot(tuple(tuple((0, first + s * p.tp + rank) for rank in range(p.tp)) for s in range(p.pp)))
         for first in range(0, p.gpus, each)
     )
     shape = Parallelism(p.tp, p.pp, 1, p.ep, p.attention_dp)
