@@ -19,14 +19,18 @@ from configgen.plan import (
     Plan,
     PlannedModel,
     Replica,
+    Site,
     Workload,
 )
 from configgen.search import Field, materialise, memory_utilization, search
 from probe.errors import UsageError
 from probe.islands import fingerprint
 from probe.measurement import Survey
-from probe.topology import GpuRef, GpuStatus, Origin, Provenance, Topology
+from probe.topology import GpuRef, GpuStatus, Node, Origin, Provenance, Topology
 from probe.units import count
+
+RDMA_DEVICES = ("mlx", "bnxt_re", "irdma", "roce", "ib", "erdma", "hns")
+"""How Linux names the verbs devices that NCCL_IB_HCA may list (drivers/infiniband/hw of the kernel)."""
 
 _LONGEST_CONTEXT = 1 << 20
 MAX_ALTERNATIVES = 12
@@ -88,6 +92,7 @@ def plan_of(field: Field, survey: Survey, model: ModelSpec, traits: EngineTraits
         p2p=not broken_p2p(survey, {ref for replica in replicas for stage in replica.stages for ref in stage}),
         half_precision=model.dtype == "bfloat16" and any(_before_bfloat16(topology, r) for r in replicas),
         hostnames=tuple(node.hostname for node in topology.nodes),
+        sites=_sites(topology, order),
         gpu_models=tuple(tuple(topology.gpu(GpuRef(n, i)).name for i in used) for n, used in enumerate(order)),
     )
 
@@ -98,6 +103,30 @@ def _gpu_order(topology: Topology, replicas: tuple[Replica, ...]) -> tuple[tuple
         for ref in replica.gpus:
             order[ref.node].append(ref.gpu)
     return tuple(tuple(used) for used in order)
+
+
+def _sites(topology: Topology, order: tuple[tuple[int, ...], ...]) -> tuple[Site, ...]:
+    """What was read of the sites; a described machine's NICs have names that no driver knows."""
+    if provenance_of(topology, "nics") is not Provenance.READ:
+        return ()
+    return tuple(_site(node, used) for node, used in zip(topology.nodes, order, strict=True))
+
+
+def _site(node: Node, used: tuple[int, ...]) -> Site:
+    gpus = [node.shape.gpus[i] for i in used]
+    nics = {nic.name: nic for nic in node.shape.nics if nic.name.startswith(RDMA_DEVICES)}
+    near = [[nics[name] for name in gpu.nearest_nics if name in nics] for gpu in gpus]
+    numa = tuple(gpu.numa_node for gpu in gpus if gpu.numa_node is not None)
+    pairs = tuple(
+        (address, found[0].pci_bus_id)
+        for i, found in zip(used, near, strict=True)
+        if found and found[0].pci_bus_id and (address := node.gpus[i].pci_bus_id)
+    )
+    return Site(
+        numa_nodes=numa if len(numa) == len(gpus) else (),
+        nics=tuple(dict.fromkeys(nic.name for found in near for nic in found)),
+        nearest=pairs if len(pairs) == len(gpus) else (),
+    )
 
 
 def _before_bfloat16(topology: Topology, replica: Replica) -> bool:

@@ -18,6 +18,7 @@ from configgen.plan import (
     Predictions,
     Reason,
     Replica,
+    Site,
     Workload,
 )
 from probe.errors import UsageError
@@ -50,6 +51,7 @@ class PlanDocument(msgspec.Struct, frozen=True, kw_only=True):
     uses_mig: bool
     p2p: bool
     half_precision: bool
+    sites: tuple[Site, ...] = ()
     gpu_models: tuple[tuple[str | None, ...], ...] = ()
     predictions: Predictions
     confidence: str

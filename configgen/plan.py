@@ -252,6 +252,18 @@ class PlannedModel:
     max_context: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a node's used GPUs sit, as a driver or a tool told it, in the order of `gpu_order`."""
+
+    numa_nodes: tuple[int, ...] = ()
+    """Of each GPU; empty where it is not known of all."""
+    nics: tuple[str, ...] = ()
+    """RDMA devices nearest to them, each once."""
+    nearest: tuple[tuple[str, str], ...] = ()
+    """PCI addresses of each GPU and of its nearest NIC; empty where they are not known of all."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """Which GPUs do what, in which order, and why."""
@@ -284,6 +296,8 @@ class Plan:
     uses_mig: bool = False
     p2p: bool = True
     """False where a measurement found peer-to-peer transfers between GPUs of a stage broken."""
+    sites: tuple[Site, ...] = ()
+    """Per node of the topology; empty where nobody read them."""
     half_precision: bool = False
     """Whether a GPU that is used has no bfloat16 (compute capability below 8.0) while the model is in it."""
     gpu_models: tuple[tuple[str | None, ...], ...] = ()

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_nvml import build_fake_nvml, compiler, fake_environment
+from fake_nvml import FakeMachine, build_fake_nvml, compiler, fake_environment
 from fake_nvml.machines import Description
 from hypothesis import HealthCheck, settings
 
 # A busy machine fails no test: examples are the same everywhere, and their time belongs to the benchmarks.
 settings.register_profile("wirelore", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("wirelore")
-
-FakeMachine = Callable[..., dict[str, str]]
 
 
 @pytest.fixture(scope="session")

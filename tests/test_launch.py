@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from builders import cluster_of, llama_70b, llama_405b, node_of
 from command import WIRELORE, Ended, environment, wirelore
-from conftest import FakeMachine
+from fake_nvml import FakeMachine
 from fake_nvml.machines import LOST, Description, a100_mig, hgx_h100, rtx_3090_bridges
 from stub_engine import AWKWARD
 

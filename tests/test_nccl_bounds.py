@@ -45,7 +45,7 @@ def test_the_largest_machine_is_read_fast() -> None:
     nics = [bridge(2, pci(f"{i:04x}:01:00.0", "0x020700", f"<nic>{net(f'mlx5_{i}')}</nic>")) for i in range(256)]
     text = f"<system>{cpu(0, *gpus, *nics)}</system>"
     best = min(_seconds(text) for _ in range(3))
-    assert best < 0.6  # 0.15 s on an idle core; the rest is for a loaded one
+    assert best < 2  # 0.15 s on an idle core, and minutes where the work is quadratic; the rest is for a loaded one
 
 
 def _seconds(text: str) -> float:

@@ -125,6 +125,7 @@ def test_flags_count_gpus_upwards_only(order: tuple[int, ...], stages: int, repl
         memory=decided.memory * stages,
         gpu_order=(order,),
         gpu_uuids=((None,) * len(order),),
+        gpu_models=((None,) * len(order),),
     )
     line = sglang_launch(decided).one_line
     assert (line is None) == (says is None)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from math import floor
 
+from configgen.engines.network import network
 from configgen.launch import MASTER_ADDRESS, Flag, Given, Launch, Process, Setting, Variable
 from configgen.plan import Plan, Replica
 
@@ -197,6 +198,7 @@ def _environment(plan: Plan, replica: Replica, node: int) -> Iterator[Variable]:
     if not plan.engine_split:
         split = ",".join(map(str, plan.layers_per_stage))
         yield Variable("SGLANG_PP_LAYER_PARTITION", split, "stages of different memory carry different layers")
+    yield from network(plan, replica, node)
     if _unbalanced(plan, replica) or (plan.mixed_gpus and plan.parallelism.tp > 1):
         why = "the plan counts with GPUs of different memory"
         yield Variable("SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK", "0", why)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from configgen.engines.network import network, numa_note, site_of
 from configgen.launch import MASTER_ADDRESS, Flag, Launch, Process, Setting, Variable
 from configgen.plan import Plan, Replica
 from probe.topology import GpuRef
@@ -64,7 +65,7 @@ def _processes(plan: Plan) -> Iterator[Process]:
             port = FIRST_PORT + place if rank == 0 else None
             if port is not None and len(plan.replicas) > 1:
                 flags.append(Flag(("--port", str(port)), "one port per server of a node"))
-            command, environment = ("vllm", "serve", plan.model.name), _environment(plan)
+            command, environment = ("vllm", "serve", plan.model.name), _environment(plan, replica, node)
             model = Setting("model", plan.model.name, "the model")
             yield Process(
                 node,
@@ -139,7 +140,7 @@ def _node_flags(replica: Replica, rank: int, place: int) -> list[Flag]:
     return flags
 
 
-def _environment(plan: Plan) -> tuple[Variable, ...]:
+def _environment(plan: Plan, replica: Replica, node: int) -> tuple[Variable, ...]:
     variables = [Variable("CUDA_DEVICE_ORDER", "PCI_BUS_ID", "makes CUDA's indices those of the plan")]
     if not plan.p2p:
         variables.append(Variable("NCCL_P2P_DISABLE", "1", "P2P between these GPUs returned other bytes"))
@@ -148,6 +149,13 @@ def _environment(plan: Plan) -> tuple[Variable, ...]:
         variables.append(
             Variable("VLLM_PP_LAYER_PARTITION", split, "stages of different memory carry different layers")
         )
+    variables += network(plan, replica, node)
+    nearest = site_of(plan, node).nearest
+    if nearest and len(replica.nodes) > 1:
+        pairs = ",".join(f"{gpu}={nic}" for gpu, nic in nearest)
+        variables.append(Variable("VLLM_GPU_NIC_PCIE_MAPPING", pairs, "each GPU's nearest NIC, by PCI address"))
+        chosen = "UCX_NET_DEVICES:1"
+        variables.append(Variable("VLLM_NIC_SELECTION_VARS", chosen, "what the mapping sets, per rank, for transfers"))
     return tuple(variables)
 
 
@@ -156,6 +164,8 @@ def _notes(plan: Plan) -> Iterator[str]:
         yield f"{len(plan.replicas):,} independent servers: put a load balancer before them (proxy.conf)."
     if any(len(r.nodes) > 1 for r in plan.replicas):
         yield "Set MASTER_ADDR to the address of each replica's first node before starting its parts."
+    if len(plan.replicas) == 1:
+        yield from numa_note(plan, "--numa-bind --numa-bind-nodes {}")
 
 
 def _uuid(plan: Plan, ref: GpuRef) -> str | None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+
+FakeMachine = Callable[..., dict[str, str]]
+"""A description, and more variables: the environment in which it is this machine."""
 
 SOURCE = Path(__file__).with_name("fake_nvml.c")
 
