@@ -264,7 +264,7 @@ def _best(
             field = search(survey, model, workload, traits, limits)
         except NoPlanError:
             continue
-        plan = plan_of(field, survey, model, traits, limits)
+        plan = plan_of(field, survey, model, traits, limits, what_if=False)
         if mine is None or limits.gpus != gpus:
             return Best(plan, None, None, None)
         ahead = field.forecasts[0]

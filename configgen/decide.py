@@ -38,18 +38,36 @@ MAX_ALTERNATIVES = 12
 
 
 def plan(
-    survey: Survey, model: ModelSpec, workload: Workload, traits: EngineTraits, limits: Limits = NO_LIMITS
+    survey: Survey,
+    model: ModelSpec,
+    workload: Workload,
+    traits: EngineTraits,
+    limits: Limits = NO_LIMITS,
+    *,
+    what_if: bool = True,
 ) -> Plan:
-    """The best plan for this model and load on these wires. Raises NoPlanError naming the law where there is none."""
+    """The best plan for this model and load on these wires. Raises NoPlanError naming the law where there is none.
+
+    Without `what_if` its reasons leave out what would change it, for those who take the plan alone.
+    """
     if model.max_context is not None and workload.tokens > model.max_context:
         raise UsageError(
             f"{workload.tokens} tokens per sequence exceed {model.name}'s context of {model.max_context}",
             cure="Lower --input-tokens or --output-tokens.",
         )
-    return plan_of(search(survey, model, workload, traits, limits), survey, model, traits, limits)
+    field = search(survey, model, workload, traits, limits)
+    return plan_of(field, survey, model, traits, limits, what_if=what_if)
 
 
-def plan_of(field: Field, survey: Survey, model: ModelSpec, traits: EngineTraits, limits: Limits = NO_LIMITS) -> Plan:
+def plan_of(
+    field: Field,
+    survey: Survey,
+    model: ModelSpec,
+    traits: EngineTraits,
+    limits: Limits = NO_LIMITS,
+    *,
+    what_if: bool = True,
+) -> Plan:
     """The best of what a search found, with its reasons."""
     topology = survey.topology
     workload, best = field.workload, field.forecasts[0]
@@ -80,7 +98,7 @@ def plan_of(field: Field, survey: Survey, model: ModelSpec, traits: EngineTraits
         memory=chosen.memory,
         predictions=replace(best.predictions, max_context=max_context(model, chosen)),
         confidence=_confidence(survey, model, field),
-        reasons=tuple(reasons(survey, model, workload, traits, field, limits)),
+        reasons=tuple(reasons(survey, model, workload, traits, field, limits, what_if=what_if)),
         alternatives=_alternatives(field, workload),
         degraded=tuple(_degraded(topology, workload, chosen, limits, traits)),
         provenance=(*topology.provenance, *survey.origins, Origin("model", Provenance.READ, model.source)),

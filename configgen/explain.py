@@ -55,8 +55,13 @@ def reasons(
     traits: EngineTraits,
     field: Field,
     limits: Limits = NO_LIMITS,
+    *,
+    what_if: bool = True,
 ) -> Iterator[Reason]:
-    """The reasons in the order in which a person asks: does it fit, how fast, why this cut, what is unsure."""
+    """The reasons in the order in which a person asks: does it fit, how fast, why this cut, what is unsure.
+
+    `what_if` adds what would change the plan, which takes as long as the search.
+    """
     topology, best = survey.topology, field.forecasts[0]
     chosen = best.candidate
     paths = provenance_of(topology, "paths")
@@ -72,7 +77,8 @@ def reasons(
     if model.moe is not None and p.tp > 1:
         yield _experts(model, field)
     yield from _unsure(survey, field)
-    yield from changes(field, model, workload, traits, limits)
+    if what_if:
+        yield from changes(field, model, workload, traits, limits)
     if _only_measuring_settles(survey, field, workload):
         yield Reason(
             "pcie-only",

@@ -94,7 +94,7 @@ def plan_command(
     survey = sources.survey(cache=not no_cache)
     topology = with_assumed_memory(survey.topology)
     survey, limits = replace(survey, topology=topology), Limits(gpus=gpus, nodes=nodes)
-    decided = plan(survey, spec, workload, traits, limits)
+    decided = plan(survey, spec, workload, traits, limits, what_if=format != "flags" or output is not None)
     if pareto:
         from configgen.pareto import front
 
