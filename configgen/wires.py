@@ -110,17 +110,23 @@ class Wires:
     def _beyond(
         self, operation: str, group: tuple[GpuRef, ...], size_bytes: float, at_once: int, known: Profile, curve: Curve
     ) -> Reading:
-        """Past a last size that was still gaining speed: that size as measured, each further byte as public figures
-        have it, or as measured where that is faster."""
-        last = known.sizes_bytes[-1]
-        public = [self._from_catalog(operation, group, size, at_once) for size in (last, size_bytes)]
-        scale = bus_factor(operation, len(group)) / bus_factor(operation, curve.ranks)
-        measured_s = known.read(last).time_s * scale / self.faster
-        further_s = min(public[1].seconds - public[0].seconds, measured_s * (size_bytes / last - 1))
-        seconds = measured_s + further_s
+        """Past a last size that was still gaining speed: that size as measured, and each further byte at what the last
+        step cost per byte, but no faster than public figures have it and no slower than the last size's bytes."""
+        last, scale = known.sizes_bytes[-1], bus_factor(operation, len(group)) / bus_factor(operation, curve.ranks)
+        last_s = known.read(last).time_s * scale / self.faster
+        most_s = last_s * (size_bytes / last - 1)
+        further_s = least_s = 0.0
+        if len(known.sizes_bytes) > 1:
+            before = known.sizes_bytes[-2]
+            step_s = last_s - known.read(before).time_s * scale / self.faster
+            further_s = step_s * (size_bytes - last) / (last - before)
+        if self.survey.lab is None:
+            ends = [self._from_catalog(operation, group, size, at_once).seconds for size in (last, size_bytes)]
+            least_s = ends[1] - ends[0]
+        seconds = last_s + min(most_s, max(least_s, further_s))
         gbps = bus_factor(operation, len(group)) * size_bytes / seconds / 1e9
-        told = f"measured {operation} up to {message_size(last)}, beyond it {public[1].source}"
-        return Reading(seconds, public[1].provenance, public[1].uncertainty, told, size_bytes, gbps)
+        told = f"measured {operation} up to {message_size(last)}, which was not its full speed yet"
+        return Reading(seconds, Provenance.MEASURED, BORROWED_UNCERTAINTY, told, size_bytes, gbps)
 
     def all_reduce(
         self, group: Sequence[GpuRef], size_bytes: float, traits: EngineTraits, *, at_once: int = 1

@@ -353,3 +353,18 @@ def test_host_times_add_to_each_step() -> None:
         for host in (HOST, slow)
     )
     assert other.tpot_s - one.tpot_s == pytest.approx(5e-3)
+
+
+@pytest.mark.parametrize("lab", [None, "two CPU ranks"])
+@pytest.mark.parametrize("wire_gbps", [0.5, 20.0, 200.0])
+def test_curves_that_end_early_go_on_as_they_rise(wire_gbps: float, lab: str | None) -> None:
+    """A run that had no time for large sizes must neither slow all large messages down, nor lend a slow link the speed
+    of public figures."""
+    whole = survey_of(machine("hgx-h100-4"), memory_gbps=3000, tflops=700, wire_gbps=wire_gbps, alpha_s=2e-5)
+    short = tuple(replace(c, samples=tuple(s for s in c.samples if s.size_bytes <= 256 << 10)) for c in whole.curves)
+    assert all(1 < len(c.samples) < len(w.samples) for c, w in zip(short, whole.curves, strict=True))
+
+    def read(survey: Survey) -> float:
+        return Wires(replace(survey, lab=lab)).seconds("all_reduce", gpus(4), 64 << 20).seconds
+
+    assert read(replace(whole, curves=short)) == pytest.approx(read(whole), rel=0.1)
