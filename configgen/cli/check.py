@@ -16,7 +16,6 @@ from configgen.plan import Objective, Workload
 from probe.errors import UsageError, one_line
 
 _POSITIVE = click.IntRange(min=1, max=10**9)
-_MOST_COMMANDS = 4
 
 
 class CommandOfWords(click.Command):
