@@ -21,7 +21,7 @@ def tensor_parallel_laws(model: ModelSpec, attention_tp: int, tp: int, ep: int) 
     """The laws that a stage of tp GPUs breaks, its attention cut over attention_tp and its experts spread over ep.
 
     They are the engines' own (vLLM 0.33, SGLang 0.5.23): heads, KV heads, MLP and expert widths divide; whole
-    quantisation groups and blocks on every rank. The vocabulary is padded and never forbids a split.
+    quantisation groups and blocks on every rank. How a vocabulary is padded differs: see vocabulary_law.
     """
     if tp % attention_tp:
         return [f"TP{tp}: attention TP {attention_tp} does not divide {tp} GPUs"]
@@ -54,9 +54,18 @@ def engine_law(model: ModelSpec, workload: Workload, traits: EngineTraits) -> st
 
 def kv_head_law(model: ModelSpec, tp: int, traits: EngineTraits) -> list[str]:
     """The law that TP beyond the KV heads breaks in an engine that keeps no copies of them."""
-    if traits.copies_kv_heads or model.mla is not None or model.kv_heads % tp == 0:
+    copies = traits.copies_kv_heads and model.architecture not in traits.no_kv_copies
+    if copies or model.mla is not None or model.kv_heads % tp == 0:
         return []
     return [f"TP{tp}: {model.kv_heads} KV heads do not divide by {tp}, and {traits.engine} keeps no copies of them"]
+
+
+def vocabulary_law(model: ModelSpec, tp: int, traits: EngineTraits) -> list[str]:
+    """The law that a TP of 3, 5, 6 ... breaks in an engine that pads a vocabulary to one size for every TP."""
+    if traits.vocabulary_padding is None:
+        return []
+    padded = -(-model.vocab_size // traits.vocabulary_padding) * traits.vocabulary_padding
+    return [f"TP{tp}: a vocabulary of {padded}, padded, does not divide by {tp}"] if padded % tp else []
 
 
 def stages_law(model: ModelSpec, shape: Parallelism, traits: EngineTraits) -> str | None:

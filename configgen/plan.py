@@ -68,7 +68,7 @@ class EngineTraits:
     engine: str
     version: str
     memory_utilization: float
-    """Fraction of a GPU's memory that the engine takes by default."""
+    """Fraction of a GPU's memory that the engine is given."""
     max_batched_tokens: int
     """Tokens of one forward pass: bounds the activations."""
     layer_split: LayerSplit
@@ -99,6 +99,10 @@ class EngineTraits:
     """Whether it takes a node's GPUs from index 0 on by itself, replica by replica, and no order can be given."""
     copies_kv_heads: bool = True
     """Whether TP beyond the KV heads keeps copies of them, instead of being refused."""
+    no_kv_copies: frozenset[str] = frozenset()
+    """Architectures whose KV heads are never copied, in an engine that copies those of others."""
+    vocabulary_padding: int | None = None
+    """What a vocabulary is padded to whole multiples of before TP cuts it; None where it is padded to fit any TP."""
     pair_without_nvlink: bool = True
     """Whether its own all-reduce runs between two GPUs that only PCIe joins."""
     model_types: frozenset[str] | None = None

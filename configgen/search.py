@@ -17,6 +17,7 @@ from configgen.laws import (
     node_law,
     stages_law,
     tensor_parallel_laws,
+    vocabulary_law,
 )
 from configgen.memory import (
     StageMemory,
@@ -96,7 +97,7 @@ def search(
     for tp in widths(kinds, budget):
         for inner in _inner_splits(model, tp, traits, workload):
             laws = tensor_parallel_laws(model, attention_tp=inner.attention_tp, tp=tp, ep=inner.ep)
-            laws += kv_head_law(model, inner.attention_tp, traits)
+            laws += kv_head_law(model, inner.attention_tp, traits) + vocabulary_law(model, inner.attention_tp, traits)
             if laws:
                 refused.append((inner, laws[0] if inner.attention_dp == 1 else f"{inner.label}: {laws[0]}"))
                 continue

@@ -108,9 +108,9 @@ def _tuning_flags(plan: Plan, replica: Replica) -> Iterator[Flag]:
     if plan.parallelism.attention_tp > 1 and not replica.custom_all_reduce:
         why = "it needs one node and, for more than two GPUs, NVLink between all" if plan.p2p else "it needs P2P"
         yield Flag(("--disable-custom-all-reduce",), why)
-    if replica.memory_utilization < plan.engine.memory_utilization:
-        share = f"{replica.memory_utilization:.2f}"
-        yield Flag(("--gpu-memory-utilization", share), "other processes hold the rest of the memory")
+    taken = replica.memory_utilization < plan.engine.memory_utilization
+    why = "other processes hold the rest of the memory" if taken else "as the plan counts"
+    yield Flag(("--gpu-memory-utilization", f"{replica.memory_utilization:.2f}"), why)
     if replica.kv_cache_bytes is not None:
         size = str(replica.kv_cache_bytes)
         yield Flag(("--kv-cache-memory-bytes", size), "GPUs with different free memory: one fraction can't say it")
