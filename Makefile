@@ -1,11 +1,11 @@
-# make setup | run | test | test-long | check | check-all | bench | clean
+# make setup | run | test | test-long | conformance | e2e | check | check-all | bench | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL ?= qwen3-32b
 EXAMPLE ?= machine:3090-bridges-4
 
-.PHONY: setup run test test-long check check-all bench clean
+.PHONY: setup run test test-long conformance e2e check check-all bench clean
 
 setup: $(VENV)/.ready
 
@@ -22,7 +22,7 @@ run: setup
 	  $(BIN)/wirelore plan $(MODEL) --from $(EXAMPLE); }
 
 test: setup
-	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not long'
+	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not long and not conformance and not e2e'
 
 # What starts daemons or takes long: Slurm, Ray, links that are cut. What cannot be installed is skipped, aloud.
 test-long: setup
@@ -30,13 +30,23 @@ test-long: setup
 	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray]'
 	$(BIN)/pytest -q -m long
 
+# The real engines' parsers, configurations and model classes, without a GPU; writes down in docs/engines.md what it saw.
+conformance: setup
+	scripts/setup-engines
+	$(BIN)/pytest -q -n 2 --dist loadfile tests/conformance
+
+# A tiny model, really served on this CPU from what is emitted: four servers, one after the other.
+e2e: setup
+	scripts/setup-engines
+	$(BIN)/pytest -q tests/e2e
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The long ones: everything above, the recorded machines, and the timings.
-check-all: check test test-long bench
+# The long ones: everything above, the real engines, the recorded machines, and the timings.
+check-all: check test test-long conformance e2e bench
 
 bench: setup
 	$(BIN)/python benchmarks/corpus.py --index ../shared/topologies/index.jsonl
