@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import shutil
 import socket
 import statistics
@@ -97,9 +99,11 @@ def clean_environment(**more: str) -> dict[str, str]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port outside the range from which the kernel gives ports to others before a launcher listens at it."""
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", random.randrange(20_000, 29_000)))
+            return int(probe.getsockname()[1])
 
 
 def run_together(commands: Sequence[Sequence[str]], environ: Mapping[str, str], within_s: float = START_S) -> list[str]:
