@@ -28,6 +28,7 @@ from configgen.engines.ranks import (
     hops_reason,
     longest_sequence,
     ranks_by_node,
+    server_notes,
     stage_reason,
     visible_devices,
 )
@@ -158,7 +159,4 @@ def _environment(plan: Plan) -> Iterator[Variable]:
 
 def _notes(plan: Plan) -> Iterator[str]:
     yield "Set MEGATRON to a Megatron-LM checkout of core 0.16 and CHECKPOINT to the converted model (torch_dist)."
-    if len(plan.replicas) > 1:
-        yield f"{len(plan.replicas):,} independent servers: put a load balancer before them (proxy.conf)."
-    if any(len(replica.nodes) > 1 for replica in plan.replicas):
-        yield "Set MASTER_ADDR to the address of each replica's first node before starting its parts."
+    yield from server_notes(plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import groupby
 
 from configgen.launch import Variable
@@ -33,6 +34,33 @@ def visible_devices(plan: Plan, refs: tuple[GpuRef, ...]) -> Variable:
 
 def broken_p2p(plan: Plan) -> tuple[Variable, ...]:
     return () if plan.p2p else (Variable("NCCL_P2P_DISABLE", "1", "P2P between these GPUs returned other bytes"),)
+
+
+def beyond_flags(plan: Plan, partition: str) -> str | None:
+    """Why one line of flags can't say the plan, as far as engines agree; `partition` is their variable for layers."""
+    if len({node for replica in plan.replicas for node in replica.nodes}) > 1:
+        return "the plan spans several nodes"
+    if not plan.p2p:
+        return "broken P2P needs NCCL_P2P_DISABLE in the environment"
+    if not plan.engine_split:
+        return f"the uneven layer split needs {partition} in the environment"
+    return None
+
+
+def partition(plan: Plan, name: str) -> tuple[Variable, ...]:
+    """The layers of each stage in the engine's own variable, where it would cut them otherwise."""
+    if plan.engine_split:
+        return ()
+    split = ",".join(map(str, plan.layers_per_stage))
+    return (Variable(name, split, "stages of different memory carry different layers"),)
+
+
+def server_notes(plan: Plan) -> Iterator[str]:
+    """What a person has to do beside starting the processes, for engines that start a server per replica."""
+    if len(plan.replicas) > 1:
+        yield f"{len(plan.replicas):,} independent servers: put a load balancer before them (proxy.conf)."
+    if any(len(r.nodes) > 1 for r in plan.replicas):
+        yield "Set MASTER_ADDR to the address of each replica's first node before starting its parts."
 
 
 def stage_reason(replica: Replica) -> str:

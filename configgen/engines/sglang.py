@@ -7,6 +7,17 @@ from collections.abc import Iterator
 from math import floor
 
 from configgen.engines.network import network
+from configgen.engines.ranks import (
+    CUDA_INDICES,
+    beyond_flags,
+    broken_p2p,
+    held_sequences,
+    hops_reason,
+    partition,
+    server_notes,
+    stage_reason,
+    visible_devices,
+)
 from configgen.launch import MASTER_ADDRESS, Flag, Given, Launch, Process, Setting, Variable
 from configgen.plan import Plan, Replica
 
@@ -42,12 +53,8 @@ def sglang_launch(plan: Plan) -> Launch:
 
 def _not_one_line(plan: Plan) -> str | None:
     p = plan.parallelism
-    if len({node for replica in plan.replicas for node in replica.nodes}) > 1:
-        return "the plan spans several nodes"
-    if not plan.p2p:
-        return "broken P2P needs NCCL_P2P_DISABLE in the environment"
-    if not plan.engine_split:
-        return "the uneven layer split needs SGLANG_PP_LAYER_PARTITION in the environment"
+    if (because := beyond_flags(plan, "SGLANG_PP_LAYER_PARTITION")) is not None:
+        return because
     if p.dp > 1 and p.attention_dp > 1:
         return "SGLang refuses --dp-size beside --attn-dp-size, so each replica is a server of its own"
     if len({(r.custom_all_reduce, r.memory_utilization) for r in plan.replicas}) > 1:
@@ -117,10 +124,9 @@ def _processes(plan: Plan) -> Iterator[Process]:
 def _parallel_flags(plan: Plan, replica: Replica) -> Iterator[Flag]:
     """SGLang's TP is all GPUs of a stage; attention-DP and EP cut it further."""
     p = plan.parallelism
-    reason = f"slowest path inside a stage: {replica.tp_path}" if replica.tp_path else "one GPU per stage"
-    yield Flag(("--tp-size", str(p.tp)), reason)
+    yield Flag(("--tp-size", str(p.tp)), stage_reason(replica))
     if p.pp > 1:
-        yield Flag(("--pp-size", str(p.pp)), f"paths between stages: {', '.join(replica.hops)}")
+        yield Flag(("--pp-size", str(p.pp)), hops_reason(replica))
     if p.attention_dp > 1:
         yield Flag(("--attn-dp-size", str(p.attention_dp)), "attention runs once per rank, KV is not copied")
     if p.ep > 1:
@@ -155,8 +161,8 @@ def _tuning_flags(plan: Plan, replica: Replica) -> Iterator[Flag]:
         ("--chunked-prefill-size", str(chunk * p.attention_dp)),
         f"prompts in chunks of {chunk:,} tokens, as the plan counts{shared}",
     )
-    held = (plan.predictions.max_concurrency or 1) // p.dp // p.attention_dp
-    most = max(1, min(held, MOST_SEQUENCES)) * p.attention_dp
+    held = held_sequences(plan)
+    most = min(held, MOST_SEQUENCES) * p.attention_dp
     yield Flag(
         ("--max-running-requests", str(most)),
         f"memory holds {held:,} sequences of {plan.workload.tokens:,} tokens{shared}",
@@ -190,14 +196,10 @@ def _unbalanced(plan: Plan, replica: Replica) -> bool:
 
 
 def _environment(plan: Plan, replica: Replica, node: int) -> Iterator[Variable]:
-    order = ",".join(str(ref.gpu) for ref in replica.gpus if ref.node == node)
-    yield Variable("CUDA_DEVICE_ORDER", "PCI_BUS_ID", "makes CUDA's indices those of the plan")
-    yield Variable("CUDA_VISIBLE_DEVICES", order, "rank order: each TP group is consecutive, stages follow each other")
-    if not plan.p2p:
-        yield Variable("NCCL_P2P_DISABLE", "1", "P2P between these GPUs returned other bytes")
-    if not plan.engine_split:
-        split = ",".join(map(str, plan.layers_per_stage))
-        yield Variable("SGLANG_PP_LAYER_PARTITION", split, "stages of different memory carry different layers")
+    yield CUDA_INDICES
+    yield visible_devices(plan, tuple(ref for ref in replica.gpus if ref.node == node))
+    yield from broken_p2p(plan)
+    yield from partition(plan, "SGLANG_PP_LAYER_PARTITION")
     yield from network(plan, replica, node)
     if _unbalanced(plan, replica) or (plan.mixed_gpus and plan.parallelism.tp > 1):
         why = "the plan counts with GPUs of different memory"
@@ -205,10 +207,7 @@ def _environment(plan: Plan, replica: Replica, node: int) -> Iterator[Variable]:
 
 
 def _notes(plan: Plan) -> Iterator[str]:
-    if len(plan.replicas) > 1:
-        yield f"{len(plan.replicas):,} independent servers: put a load balancer before them (proxy.conf)."
-    if any(len(r.nodes) > 1 for r in plan.replicas):
-        yield "Set MASTER_ADDR to the address of each replica's first node before starting its parts."
+    yield from server_notes(plan)
     if plan.parallelism.tp > 2 and any((r.tp_path or "").startswith("NV") for r in plan.replicas):
         yield (
             "SGLang turns NCCL's NVLS off (NCCL_NVLS_ENABLE=0): all-reduces measured with it are faster than here. "

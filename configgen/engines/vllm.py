@@ -6,6 +6,16 @@ from collections import Counter
 from collections.abc import Iterator
 
 from configgen.engines.network import network, numa_note, site_of
+from configgen.engines.ranks import (
+    CUDA_INDICES,
+    beyond_flags,
+    broken_p2p,
+    held_sequences,
+    hops_reason,
+    partition,
+    server_notes,
+    stage_reason,
+)
 from configgen.launch import MASTER_ADDRESS, Flag, Launch, Process, Setting, Variable
 from configgen.plan import Plan, Replica
 from probe.topology import GpuRef
@@ -36,12 +46,8 @@ def vllm_launch(plan: Plan) -> Launch:
 
 def _not_one_line(plan: Plan) -> str | None:
     p = plan.parallelism
-    if len({node for replica in plan.replicas for node in replica.nodes}) > 1:
-        return "the plan spans several nodes"
-    if not plan.p2p:
-        return "broken P2P needs NCCL_P2P_DISABLE in the environment"
-    if not plan.engine_split:
-        return "the uneven layer split needs VLLM_PP_LAYER_PARTITION in the environment"
+    if (because := beyond_flags(plan, "VLLM_PP_LAYER_PARTITION")) is not None:
+        return because
     if plan.model.is_moe and p.dp > 1:
         return "vLLM's --data-parallel-size joins the experts of MoE replicas, so each replica is a server of its own"
     if len({_settings(replica) for replica in plan.replicas}) > 1:
@@ -86,10 +92,9 @@ def _settings(replica: Replica) -> tuple[object, ...]:
 
 def _parallel_flags(plan: Plan, replica: Replica, dense_dp: int) -> Iterator[Flag]:
     p = plan.parallelism
-    reason = f"slowest path inside a stage: {replica.tp_path}" if replica.tp_path else "one GPU per stage"
-    yield Flag(("--tensor-parallel-size", str(p.attention_tp)), reason)
+    yield Flag(("--tensor-parallel-size", str(p.attention_tp)), stage_reason(replica))
     if p.pp > 1:
-        yield Flag(("--pipeline-parallel-size", str(p.pp)), f"paths between stages: {', '.join(replica.hops)}")
+        yield Flag(("--pipeline-parallel-size", str(p.pp)), hops_reason(replica))
     if p.attention_dp > 1:
         yield Flag(("--data-parallel-size", str(p.attention_dp)), "attention runs once per rank, KV is not copied")
     elif dense_dp > 1:
@@ -118,8 +123,8 @@ def _tuning_flags(plan: Plan, replica: Replica) -> Iterator[Flag]:
         yield Flag(("--dtype", "half"), "a GPU older than Ampere has no bfloat16")
     chunk = plan.engine.max_batched_tokens
     yield Flag(("--max-num-batched-tokens", str(chunk)), f"prompts in chunks of {chunk:,} tokens, as the plan counts")
-    held = (plan.predictions.max_concurrency or 1) // plan.parallelism.dp // plan.parallelism.attention_dp
-    most = max(1, min(held, plan.engine.max_sequences))
+    held = held_sequences(plan)
+    most = min(held, plan.engine.max_sequences)
     yield Flag(("--max-num-seqs", str(most)), f"memory holds {held:,} sequences of {plan.workload.tokens:,} tokens")
     fits = plan.predictions.max_context
     if fits is not None and plan.model.max_context is not None and fits < plan.model.max_context:
@@ -141,14 +146,7 @@ def _node_flags(replica: Replica, rank: int, place: int) -> list[Flag]:
 
 
 def _environment(plan: Plan, replica: Replica, node: int) -> tuple[Variable, ...]:
-    variables = [Variable("CUDA_DEVICE_ORDER", "PCI_BUS_ID", "makes CUDA's indices those of the plan")]
-    if not plan.p2p:
-        variables.append(Variable("NCCL_P2P_DISABLE", "1", "P2P between these GPUs returned other bytes"))
-    if not plan.engine_split:
-        split = ",".join(map(str, plan.layers_per_stage))
-        variables.append(
-            Variable("VLLM_PP_LAYER_PARTITION", split, "stages of different memory carry different layers")
-        )
+    variables = [CUDA_INDICES, *broken_p2p(plan), *partition(plan, "VLLM_PP_LAYER_PARTITION")]
     variables += network(plan, replica, node)
     nearest = site_of(plan, node).nearest
     if nearest and len(replica.nodes) > 1:
@@ -160,10 +158,7 @@ def _environment(plan: Plan, replica: Replica, node: int) -> tuple[Variable, ...
 
 
 def _notes(plan: Plan) -> Iterator[str]:
-    if len(plan.replicas) > 1:
-        yield f"{len(plan.replicas):,} independent servers: put a load balancer before them (proxy.conf)."
-    if any(len(r.nodes) > 1 for r in plan.replicas):
-        yield "Set MASTER_ADDR to the address of each replica's first node before starting its parts."
+    yield from server_notes(plan)
     if len(plan.replicas) == 1:
         yield from numa_note(plan, "--numa-bind --numa-bind-nodes {}")
 
