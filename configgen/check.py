@@ -19,7 +19,15 @@ from configgen.engines.reading import Command, unread
 from configgen.explain import broken_p2p, lost_by
 from configgen.forecast import Forecast, doubt, forecast, margin
 from configgen.judge import Candidate
-from configgen.laws import engine_law, gpu_law, kv_head_law, node_law, stages_law, tensor_parallel_laws
+from configgen.laws import (
+    engine_law,
+    gpu_law,
+    kv_head_law,
+    node_law,
+    stages_law,
+    tensor_parallel_laws,
+    vocabulary_law,
+)
 from configgen.model import ModelSpec
 from configgen.placement import Domain, DomainKind, Slot
 from configgen.plan import EngineTraits, Limits, Parallelism, Plan, Workload
@@ -190,6 +198,7 @@ def _laws(
         yield law
     yield from tensor_parallel_laws(model, attention_tp=p.attention_tp, tp=p.tp, ep=p.ep)
     yield from kv_head_law(model, p.attention_tp, traits)
+    yield from vocabulary_law(model, p.attention_tp, traits)
     if (law := stages_law(model, p, traits)) is not None:
         yield law
     for replica in where.replicas[:1]:

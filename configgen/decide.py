@@ -164,6 +164,8 @@ def _replicas(survey: Survey, chosen: Candidate, traits: EngineTraits) -> Iterat
     topology = survey.topology
     room = min(m.usable_bytes - m.needed_bytes + m.kv_bytes for m in chosen.memory)
     for wired, stages in materialise(chosen):
+        if traits.takes_first_gpus:  # it counts them up by itself: within a stage no other rank order can be had
+            stages = tuple(tuple(sorted(stage)) for stage in stages)
         fractions = {_utilization(topology, ref, traits) for stage in stages for ref in stage}
         p2p = not broken_p2p(survey, {ref for stage in stages for ref in stage})
         yield Replica(

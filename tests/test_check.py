@@ -282,10 +282,15 @@ def test_several_nodes_are_read_from_the_first_ones_command() -> None:
         ("vllm serve m", "llama-3.1-8b", "add --max-model-len"),
         ("vllm serve m -tp 4 --max-model-len 1M", "qwen3-32b", "the model's context is"),
         ("vllm serve m -tp 2 -pp 2", "whisper", "has no pipeline"),
+        ("vllm serve m -tp 3", "of three", "a vocabulary of 32000"),
     ],
 )  # fmt: skip
 def test_what_an_engine_refuses_is_named(text: str, model: str, says: str) -> None:
-    known = spec(model) if model != "whisper" else replace(llama_70b(), architecture="WhisperForConditionalGeneration")
+    others = {
+        "whisper": replace(llama_70b(), architecture="WhisperForConditionalGeneration"),
+        "of three": dense(layers=32, hidden=3072, heads=24, kv_heads=3, intermediate=9216, vocab=32000),
+    }
+    known = others.get(model) or spec(model)
     read = read_command(text)
     checked = check(Survey(PAIRS), read, known, Workload(), engine_traits(read.engine))
     assert checked.standing is Standing.REFUSED

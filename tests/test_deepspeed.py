@@ -61,6 +61,14 @@ def test_its_replicas_lie_where_it_would_put_them() -> None:
         assert placed == list(range(len(placed)))
 
 
+def test_a_stage_has_the_order_that_it_counts_in() -> None:
+    """Bridges join 0 with 2 and 1 with 3: others would name 0,2,1,3."""
+    decided = planned(DEEPSPEED, llama_13b(), pairs())
+    assert [ref.gpu for ref in decided.replicas[0].gpus] == list(range(4))
+    (process,) = deepspeed_launch(decided).processes
+    assert process.argv[process.argv.index("--tensor-parallel") + 1] == "4"
+
+
 def test_pairs_that_are_no_neighbours_cannot_be_named() -> None:
     decided = planned(DEEPSPEED, dense(layers=40, hidden=5120, heads=40, intermediate=13824), pairs(), workload=FULL)
     assert decided.parallelism.tp != 2

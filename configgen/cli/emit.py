@@ -18,7 +18,7 @@ TARGETS = ("flags", "shell", "yaml", "env", "json")
 
 @click.command("emit")
 @click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path, readable=False))
-@click.option("--engine", metavar="NAME[@VERSION]", help="Engine to write for; by default the plan's own.")
+@click.option("--engine", metavar="NAME[@VERSION]", help="The engine that the plan must be for; others need their own.")
 @click.option("--target", type=click.Choice(TARGETS), default="shell", show_default=True, help="Form.")
 @click.option(
     "-o", "--output", metavar="DIR", type=click.Path(path_type=Path, readable=False), help="Folder to write into."

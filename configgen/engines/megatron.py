@@ -24,6 +24,7 @@ from configgen.engines.ranks import (
     CUDA_INDICES,
     broken_p2p,
     experts_reason,
+    held_reason,
     held_sequences,
     hops_reason,
     longest_sequence,
@@ -138,8 +139,7 @@ def _memory_flags(plan: Plan) -> Iterator[Flag]:
     yield Flag(("--enable-chunked-prefill",), f"longer prompts run in chunks of {chunk:,} tokens, as the plan counts")
     held, step = held_sequences(plan), _ROUNDER * p.attention_tp
     most = max(step, min(held, plan.engine.max_sequences) // step * step)
-    why = f"memory holds {held:,} sequences of {workload.tokens:,} tokens"
-    yield Flag(("--inference-dynamic-batching-max-requests", str(most)), why)
+    yield Flag(("--inference-dynamic-batching-max-requests", str(most)), held_reason(plan, most))
     longest = longest_sequence(plan) or (plan.model.max_context or workload.tokens, "as long as the model allows")
     yield Flag(("--inference-max-seq-length", str(longest[0])), f"{longest[1]}; by default 2,560 tokens")
 

@@ -80,6 +80,13 @@ def held_sequences(plan: Plan) -> int:
     return max(1, (plan.predictions.max_concurrency or 1) // plan.parallelism.dp // plan.parallelism.attention_dp)
 
 
+def held_reason(plan: Plan, told: int) -> str:
+    """Why an attention rank is told to take `told` sequences at once, of those that its memory holds."""
+    held = held_sequences(plan)
+    holds = f"memory holds {held:,} sequences of {plan.workload.tokens:,} tokens"
+    return holds if told == held else f"{holds}; {plan.engine.engine} gets {told:,}"
+
+
 def longest_sequence(plan: Plan) -> tuple[int, str] | None:
     """Tokens, and why, where the KV memory holds less than the model allows; None where the model is the limit."""
     fits, allowed = plan.predictions.max_context, plan.model.max_context

@@ -11,6 +11,7 @@ from configgen.engines.ranks import (
     CUDA_INDICES,
     beyond_flags,
     broken_p2p,
+    held_reason,
     held_sequences,
     hops_reason,
     partition,
@@ -161,12 +162,8 @@ def _tuning_flags(plan: Plan, replica: Replica) -> Iterator[Flag]:
         ("--chunked-prefill-size", str(chunk * p.attention_dp)),
         f"prompts in chunks of {chunk:,} tokens, as the plan counts{shared}",
     )
-    held = held_sequences(plan)
-    most = min(held, MOST_SEQUENCES) * p.attention_dp
-    yield Flag(
-        ("--max-running-requests", str(most)),
-        f"memory holds {held:,} sequences of {plan.workload.tokens:,} tokens{shared}",
-    )
+    most = min(held_sequences(plan), MOST_SEQUENCES)
+    yield Flag(("--max-running-requests", str(most * p.attention_dp)), held_reason(plan, most) + shared)
     fits = plan.predictions.max_context
     if fits is not None and plan.model.max_context is not None and fits < plan.model.max_context:
         yield Flag(

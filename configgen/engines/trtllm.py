@@ -21,6 +21,7 @@ from configgen.engines.ranks import (
     CUDA_INDICES,
     broken_p2p,
     experts_reason,
+    held_reason,
     held_sequences,
     hops_reason,
     longest_sequence,
@@ -183,9 +184,8 @@ def _settings(plan: Plan, replica: Replica) -> Iterator[Setting]:
     yield Setting(
         "kv_cache_config", share, "of what weights and activations leave: the cache that the plan counts with"
     )
-    held = held_sequences(plan)
-    why = f"memory holds {held:,} sequences of {plan.workload.tokens:,} tokens"
-    yield Setting("max_batch_size", min(held, plan.engine.max_sequences), why)
+    most = min(held_sequences(plan), plan.engine.max_sequences)
+    yield Setting("max_batch_size", most, held_reason(plan, most))
     chunk = plan.engine.max_batched_tokens
     yield Setting("max_num_tokens", chunk, f"a step has at most {chunk:,} tokens, as the plan counts")
     yield Setting("enable_chunked_prefill", True, "longer prompts run in chunks instead of being refused")

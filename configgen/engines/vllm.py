@@ -10,6 +10,7 @@ from configgen.engines.ranks import (
     CUDA_INDICES,
     beyond_flags,
     broken_p2p,
+    held_reason,
     held_sequences,
     hops_reason,
     partition,
@@ -123,9 +124,8 @@ def _tuning_flags(plan: Plan, replica: Replica) -> Iterator[Flag]:
         yield Flag(("--dtype", "half"), "a GPU older than Ampere has no bfloat16")
     chunk = plan.engine.max_batched_tokens
     yield Flag(("--max-num-batched-tokens", str(chunk)), f"prompts in chunks of {chunk:,} tokens, as the plan counts")
-    held = held_sequences(plan)
-    most = min(held, plan.engine.max_sequences)
-    yield Flag(("--max-num-seqs", str(most)), f"memory holds {held:,} sequences of {plan.workload.tokens:,} tokens")
+    most = min(held_sequences(plan), plan.engine.max_sequences)
+    yield Flag(("--max-num-seqs", str(most)), held_reason(plan, most))
     fits = plan.predictions.max_context
     if fits is not None and plan.model.max_context is not None and fits < plan.model.max_context:
         yield Flag(
