@@ -381,6 +381,19 @@ def test_broken_p2p_makes_wrong_answers_unless_it_is_off() -> None:
     assert not any("NCCL_P2P_DISABLE" in law for law in check(survey, read, model, Workload(), traits).laws)
 
 
+@pytest.mark.parametrize(
+    "before", ["export {};", "export B=c {} &&", "cd /srv;\nexport {};", "env {}", "{}", "exec env {}"]
+)
+def test_what_was_exported_counts_and_says_so(before: str) -> None:
+    told = asked(before.format("CUDA_VISIBLE_DEVICES=2,3 NCCL_P2P_DISABLE=1") + " vllm serve m -tp 2")
+    assert gpus_of(told) == [[[2, 3]]]
+    assert "NCCL_P2P_DISABLE=1 is not counted in the prediction" in told.asked.notes
+
+
+def test_a_variable_that_was_never_exported_does_not_reach_the_engine() -> None:
+    assert gpus_of(asked("CUDA_VISIBLE_DEVICES=2,3; vllm serve m -tp 2")) == [[[0, 1]]]
+
+
 def test_flags_that_no_table_has_are_only_noted() -> None:
     checked = judged(f"vllm serve {MODEL} -tp 4 --some-flag 7 --kv-cache-dtype fp8")
     assert any("--some-flag" in note for note in checked.notes)

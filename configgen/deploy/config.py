@@ -15,9 +15,10 @@ def config_files(launch: Launch) -> dict[str, str]:
 def flags_as_files(launch: Launch) -> dict[str, str]:
     """File name -> text, one per process: its own files, or else all its flags in the engine's format of --config.
 
+    A file has no place for the environment, which picks the GPUs: how to start with both stands above it, as a comment.
     Raises UsageError where the engine has no such format, or a flag's value is known only where it starts.
     """
-    own = config_files(launch)
+    own = {f.name: _start(p, p.argv, f) + config_text(launch, f) for p in launch.processes for f in p.files}
     if own:
         return own
     if launch.config_flag is None:
@@ -26,7 +27,8 @@ def flags_as_files(launch: Launch) -> dict[str, str]:
             cure="Use --target shell, env or json.",
         )
     files = ((p, ConfigFile(_name(p), tuple(_settings(p)))) for p in launch.processes)
-    return {file.name: _start(launch, p, file.name) + config_text(launch, file) for p, file in files}
+    flag = launch.config_flag
+    return {f.name: _start(p, _with_file(p, flag, f), f) + config_text(launch, f) for p, f in files}
 
 
 def config_text(launch: Launch, file: ConfigFile) -> str:
@@ -44,15 +46,19 @@ def config_text(launch: Launch, file: ConfigFile) -> str:
     )
 
 
-def _start(launch: Launch, process: Process, name: str) -> str:
-    """How to start with the file, as a comment: with the model, since not every engine looks for it in there.
+def _with_file(process: Process, flag: str, file: ConfigFile) -> tuple[str, ...]:
+    """The command with its model, since not every engine looks for it in the file, and what the start alone knows."""
+    told = [f.words for f in process.flags if any(isinstance(word, Given) for word in f.words)]
+    return (*process.command, flag, file.name, *(word for words in told for word in words))
 
-    Nothing where a comment can't hold the words as they are.
-    """
-    told = [flag.words for flag in process.flags if any(isinstance(word, Given) for word in flag.words)]
-    words = (*process.command, launch.config_flag or "", name, *(word for flag in told for word in flag))
-    line = " ".join(shell_word(word) for word in words)
-    return f"# {line}\n" if one_line(line, 2000) == line else ""
+
+def _start(process: Process, words: tuple[str, ...], file: ConfigFile) -> str:
+    """How to start with the file, as a comment; where none can hold the words as they are, who can."""
+    if file.name.endswith(".json"):
+        return ""
+    variables = [f"{v.name}={shell_word(v.value)}" for v in process.environment]
+    line = " ".join([*variables, *map(shell_word, words)])
+    return f"# {line}\n" if one_line(line, 2000) == line else "# Start it as `wirelore emit --target shell` does.\n"
 
 
 def _name(process: Process) -> str:

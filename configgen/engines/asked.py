@@ -277,9 +277,16 @@ _ENGINES: dict[str, Callable[[Command, ModelSpec, Asked, int], None]] = {
 
 _UNCOUNTED = ("KV dtype", "CPU offload", "speculation", "LoRA", "eager", "static fraction", "KV fraction", "KV bytes")
 
+_NCCL_UNCOUNTED = (
+    *("NCCL_P2P_DISABLE", "NCCL_P2P_LEVEL", "NCCL_SHM_DISABLE", "NCCL_IB_DISABLE", "NCCL_NET_GDR_LEVEL", "NCCL_ALGO"),
+    *("NCCL_PROTO", "NCCL_NVLS_ENABLE", "NCCL_MIN_NCHANNELS", "NCCL_MAX_NCHANNELS"),
+)
+"""Variables that take another path, or another algorithm, than NCCL would by itself."""
+
 
 def _uncounted(c: Command) -> list[str]:
     found = [name for name in _UNCOUNTED if c.has(name) and c.said[name] not in ("auto", "0")]
+    found += [one_line(f"{name}={c.environment[name]}", 60) for name in _NCCL_UNCOUNTED if c.environment.get(name)]
     found += ["quantization at load"] if c.has("quantization") else []
     return found + (["decode context parallelism"] if c.number("decode context parallelism") > 1 else [])
 

@@ -132,7 +132,7 @@ def _check_size(words: Sequence[str]) -> None:
 
 
 def _segment(words: Sequence[str]) -> list[str]:
-    """Of what operators (;, &&, |, >) part, the one command that starts an engine."""
+    """Of what operators (;, &&, |, >) part, the one command that starts an engine, after what was exported to it."""
     if any(word == "$" and words[i + 1][:1] == "(" for i, word in enumerate(words[:-1])):
         raise UsageError("the command holds $(...), which only a shell could run", cure="Give its value.")
     segments: list[list[str]] = [[]]
@@ -141,10 +141,14 @@ def _segment(words: Sequence[str]) -> list[str]:
             segments.append([])
         else:
             segments[-1].append(word)
-    starting = [segment for segment in segments if _find(segment) is not None]
+    starting = [place for place, segment in enumerate(segments) if _find(segment) is not None]
     if len(starting) > 1:
         raise UsageError("several servers are started there", cure="Give one command at a time.")
-    return starting[0] if starting else list(words)
+    if not starting:
+        return list(words)
+    exports = [segment for segment in segments[: starting[0]] if segment[:1] == ["export"]]
+    exported = [word for segment in exports for word in segment if _ASSIGNMENT.fullmatch(word)]
+    return [*exported, *segments[starting[0]]]
 
 
 def _environment(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
