@@ -46,6 +46,14 @@ def test_one_server_is_started_as_the_launch_says(tmp_path: Path, vllm: Path) ->
     assert printed == script.read_text(), "one script may go to standard output"
 
 
+def test_what_a_launcher_left_visible_does_not_shift_the_indices(tmp_path: Path, vllm: Path) -> None:
+    """vLLM counts --device-ids inside CUDA_VISIBLE_DEVICES, the plan counts all GPUs."""
+    decided = decided_by("qwen3-32b", "--from", "machine:3090-bridges-4", folder=tmp_path)
+    (script,) = emitted(decided, tmp_path)
+    (record,) = run_script(script, vllm, CUDA_VISIBLE_DEVICES="3,1")
+    assert "CUDA_VISIBLE_DEVICES" not in record["environment"]
+
+
 def test_every_flag_has_its_reason_above_it(tmp_path: Path) -> None:
     decided = decided_by("qwen3-32b", "--from", "machine:3090-bridges-4", folder=tmp_path)
     lines = wirelore("emit", "plan.json", cwd=tmp_path).data().splitlines()
