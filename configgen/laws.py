@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from configgen.weights import Cut, Part, Tensor
@@ -176,12 +177,15 @@ def gpu_law(model: ModelSpec, capability: tuple[int, int] | None, traits: Engine
 def node_law(nodes: Sequence[int], stages: int, traits: EngineTraits) -> str | None:
     """Why an engine can't start a replica whose ranks lie on these nodes, given in rank order.
 
-    Every engine starts the same number of ranks on each node. One that counts ranks by whole stages places the stages
-    of other cuts wrongly, or never starts some of them (SGLang's _calculate_rank_ranges), and doesn't say so.
+    Every engine starts the same number of ranks on each node, node after node. One that counts ranks by whole stages
+    places the stages of other cuts wrongly, or never starts some of them (SGLang's _calculate_rank_ranges), and doesn't
+    say so.
     """
     ranks = Counter(nodes)
     if len(set(ranks.values())) > 1:
         return f"a replica needs as many GPUs on each of its nodes, here {', '.join(map(str, ranks.values()))}"
+    if len([node for node, _ in groupby(nodes)]) > len(ranks):
+        return "the ranks of a node follow each other, and these stages go back and forth between nodes"
     if traits.whole_stages and stages % len(ranks) and len(ranks) % stages:
         engine = f"{traits.engine} {traits.version}"
         return f"{engine} puts whole stages on a node or whole nodes in a stage, not {stages} stages on {len(ranks)}"

@@ -87,7 +87,12 @@ class Domain:
             return group
         halves = tilings(len(group), len(group) // 2, lambda a, b: self._slowness((group[a],), (group[b],)))[0]
         ranked = (self._ranked(tuple(group[i] for i in half)) for half in halves)
-        return tuple(i for half in sorted(ranked, key=lambda h: (self._goodness(h), h)) for i in half)
+        return self._by_node(tuple(i for half in sorted(ranked, key=lambda h: (self._goodness(h), h)) for i in half))
+
+    def _by_node(self, group: Group, first: int | None = None) -> Group:
+        """Node after node, as engines count their ranks, beginning with node `first` where the group has it."""
+        nodes = [self.gpus[i].node for i in group]
+        return tuple(sorted(group, key=lambda i: ((node := self.gpus[i].node) != first, nodes.index(node))))
 
     def _joined(self, groups: tuple[Group, ...], pp: int) -> tuple[Pipeline, ...]:
         """The groups as replicas, neighbours next to each other, and the best last: there are the logits to be made."""
@@ -128,12 +133,12 @@ class Domain:
     def _facing(self, a: Group, b: Group) -> Group:
         """b's GPUs in the order in which the paths from a's ranks to those of the same number are best."""
         if len(a) > _LARGEST_ALIGNED or len({self.path(i, j).slowness for i in a for j in b}) == 1:
-            return b
+            return self._by_node(b, self.gpus[a[-1]].node)
 
         def slowest_first(order: Group) -> list[tuple[int, int]]:
             return sorted((self.path(i, j).slowness for i, j in zip(a, order, strict=True)), reverse=True)
 
-        return min(permutations(b), key=slowest_first)
+        return self._by_node(min(permutations(b), key=slowest_first), self.gpus[a[-1]].node)
 
     def slowest_path(self, group: Group) -> Path | None:
         if group not in self._slowest:

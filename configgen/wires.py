@@ -248,6 +248,20 @@ def _most_bytes(gpu: Gpu, ranks: int) -> int:
     return tables.get(gpu.compute_capability or (0, 0), {}).get(ranks, ENGINE_KERNEL_BYTES)
 
 
+def _by_node(group: tuple[GpuRef, ...]) -> list[tuple[GpuRef, ...]]:
+    nodes = dict.fromkeys(ref.node for ref in group)
+    return [tuple(ref for ref in group if ref.node == node) for node in nodes]
+
+
+def _through(network: _Link, inside: Sequence[_Link]) -> _Link:
+    """A ring over nodes crosses each node too: what is slowest there bounds it."""
+    slowest = min(inside, key=lambda link: link.gbps, default=network)
+    if slowest.gbps >= network.gbps:
+        return network
+    lanes = min(network.lanes, slowest.lanes)
+    return replace(network, gbps=slowest.gbps, lanes=lanes, source=f"{network.source}, {slowest.source} in a node")
+
+
 def _link_of(survey: Survey, group: tuple[GpuRef, ...]) -> _Link:
     topology = survey.topology
     slowest = bottleneck(topology.path(a, b) for i, a in enumerate(group) for b in group[i + 1 :])
@@ -266,7 +280,8 @@ def _link_of(survey: Survey, group: tuple[GpuRef, ...]) -> _Link:
         members = max(sum(ref.node == node for ref in group) for node in {ref.node for ref in group})
         lanes = max(1.0, len(nics) / members)
         source = count(len(nics), "NIC") if nics else "no NIC is known: 100 Gbit/s"
-        return _Link(slowest, sum(nics[:members]) or NETWORK_GBPS, nodes, lanes, Provenance.ASSUMED, source)
+        outside = _Link(slowest, sum(nics[:members]) or NETWORK_GBPS, nodes, lanes, Provenance.ASSUMED, source)
+        return _through(outside, [_link_of(survey, part) for part in _by_node(group) if len(part) > 1])
     generation = (figures.pcie_generation if figures else None) or 4
     port = topology.gpu(group[0]).pcie
     width = (port.width if port else None) or (figures.pcie_width if figures else None) or 16

@@ -259,6 +259,15 @@ def replace_names(topology: Topology) -> Node:
     return replace(node, shape=shape)
 
 
+@pytest.mark.parametrize("name", ["l40s-8", "h100-pcie-8", "hgx-h100"])
+def test_a_ring_over_nodes_crosses_each_node_too(name: str) -> None:
+    """Four NICs of 200 Gbit/s carry more than PCIe between sockets: the group is as slow as its slowest node."""
+    wires = Wires(Survey(machine(f"2x{name}")))
+    for size in (1 << 20, 64 << 20):
+        inside = wires.seconds("all_reduce", gpus(4), size).seconds
+        assert wires.seconds("all_reduce", (*gpus(4), *gpus(4, node=1)), size).seconds > inside
+
+
 def test_stages_must_fit_the_shape() -> None:
     with pytest.raises(ValueError, match="tp GPUs"):
         estimate(Survey(machine("hgx-h100")), llama_70b(), Parallelism(4), (80,), [gpus(2)], LOAD, VLLM)

@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections import Counter
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,11 @@ from configgen.decide import plan
 from configgen.document import decode_plan, encode_plan
 from configgen.engines.rules import engine_traits
 from configgen.engines.vllm import vllm_launch
-from configgen.plan import Plan, Workload
+from configgen.hub import load_model
+from configgen.plan import Limits, Plan, Workload
 from probe.errors import UsageError
 from probe.measurement import Survey
+from probe.sources.machines import machine
 
 FULL = ("--objective", "throughput", "--concurrency", "512")
 
@@ -44,6 +47,17 @@ def test_one_server_is_started_as_the_launch_says(tmp_path: Path, vllm: Path) ->
     assert record["argv"][2:] == flags, "both forms say the same"
     printed = wirelore("emit", "plan.json", cwd=tmp_path).data()
     assert printed == script.read_text(), "one script may go to standard output"
+
+
+@pytest.mark.parametrize("engine", ["vllm", "trtllm"])
+def test_the_ranks_of_a_stage_lie_node_after_node(engine: str) -> None:
+    """Three trays of four GPUs: engines count ranks by nodes, so no other order can be had."""
+    model = load_model("moonshotai/Kimi-K2-Instruct", offline=True)
+    workload = Workload(assumed=("objective", "concurrency"))
+    decided = plan(Survey(machine("gb200-nvl72")), model, workload, engine_traits(engine), Limits(gpus=12))
+    for replica in decided.replicas:
+        assert [node for node, _ in groupby(ref.node for ref in replica.gpus)] == list(replica.nodes)
+    assert len(decided.replicas[0].nodes) == 3
 
 
 def test_what_a_launcher_left_visible_does_not_shift_the_indices(tmp_path: Path, vllm: Path) -> None:

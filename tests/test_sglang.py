@@ -339,6 +339,7 @@ def test_ranks_are_counted_by_whole_stages(nodes: list[int], stages: int, legal:
 
 def test_every_node_of_a_replica_starts_as_many_ranks() -> None:
     assert "as many GPUs on each" in (node_law([0, 0, 0, 1], 2, SGLANG) or "")
+    assert "back and forth" in (node_law([0, 1, 0, 1], 2, SGLANG) or "")
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
