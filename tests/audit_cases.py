@@ -14,7 +14,7 @@ from probe.sources.cuda_visibility import with_visibility
 from probe.sources.host_state import HostState, with_host_state
 from probe.sources.machines import machine
 from probe.sources.nvlink_text import read_nvlink, with_nvlink_status
-from probe.sources.nvml_facts import Facts, Reading
+from probe.sources.nvml_facts import Facts, Key, Reading
 from probe.sources.nvml_health import state_notices
 from probe.sources.nvml_topology import topology_from_facts
 from probe.sources.smi_text import read_topo
@@ -133,7 +133,7 @@ def quiet() -> Topology:
 def driver(**facts: object) -> Made:
     """A driver that tells this of GPU 0: `clocks_reasons` is the fact 'clocks.reasons'."""
     whole = {"recovery_action", "compute_mode"}
-    readings = {("count", ()): Reading(1), ("read", (0,)): Reading(True)}
+    readings: dict[Key, Reading] = {("count", ()): Reading(1), ("read", (0,)): Reading(True)}
     readings |= {(k if k in whole else k.replace("_", ".", 1), (0,)): Reading(v) for k, v in facts.items()}
     return lambda: replace(plain("l4-2"), warnings=state_notices(Facts(readings)))
 
@@ -141,7 +141,8 @@ def driver(**facts: object) -> Made:
 def told(broken: str | None = None, **facts: object) -> Topology:
     """One whole GPU as the driver tells it, over the reader's facts."""
     known = {"read": True, "uuid": "GPU-1", "pci": "00000000:1B:00.0", "name": "NVIDIA L4", **facts}
-    readings = {("count", ()): Reading(1)} | {(k, (0,)): Reading(v) for k, v in known.items()}
+    readings: dict[Key, Reading] = {("count", ()): Reading(1)}
+    readings |= {(k, (0,)): Reading(v) for k, v in known.items()}
     return topology_from_facts(Facts(readings, broken))
 
 
