@@ -14,8 +14,8 @@ from configgen.report.drawing.side import columns, meeting, metrics, side
 from configgen.report.drawing.view import View
 from probe.topology import PathKind
 
-_LONGEST_ROW = 10
-"""GPUs that stand in one row; more stand in two, with the fabric between them."""
+_LONGEST_ROW = 12
+"""GPUs and columns of NICs that stand in one row; more stand in two, with the fabric between them."""
 _MARGIN = 2
 _RAIL_ROWS = 2
 

@@ -53,8 +53,8 @@ def draw(survey: Survey, plan: Plan | None = None) -> Drawing:
     row = _texts(whole, 1, _head(survey, plan), width)
     for part in parts:
         whole.add(part, (width - part.size[0]) // 2, row + 1)
-        row += part.size[1] + 1
-    row = _legend(whole, row + 1, width)
+        row += part.size[1] + 2
+    row = _legend(whole, row, width)
     _texts(whole, row + 1, _notes(survey, known, kinds, whole), width)
     width, height = max(width, whole.size[0]), whole.size[1] + 1
     title = clean(f"{gpus_line(topology)}; {islands_line(topology)}")
@@ -111,7 +111,7 @@ def _kind_part(
     view = View(position, node, known, found, has_plan, islands.get(position, {}), same, prefix)
     inner, part = node_part(view), Part()
     width = max(inner.size[0], _LEAST_WIDTH)
-    row = _texts(part, 1, [(_node_title(kind, node), "name")], width, margin=0) if several else 0
+    row = _texts(part, 0, [(_node_title(kind, node), "name")], width, margin=0) if several else 0
     part.add(inner, dy=row)
     return part
 

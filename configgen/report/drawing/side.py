@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 
 from configgen.report.drawing.hosts import Host
 from configgen.report.drawing.nouns import Box, Label, Part, Shade, Wire, breadth, clip
@@ -15,10 +16,9 @@ from probe.units import figure, ranges
 _GAP = 2
 """Cells between columns, for frames and shades."""
 _STACK = 4
-"""NICs above each other in a column without a GPU."""
-_NIC_ROWS = 4
-_WITH_ARROWS = 13
-"""Cells of a box that leave room for a plan's arrows beside the figures of its neighbours."""
+"""NICs above each other in a column without a GPU; more where a host has more than two such columns."""
+_LEAST = 13
+"""Cells of a GPU's box: room for 'PCIe switch' above it, and for a plan's arrows beside its neighbour's figures."""
 _WIDEST = 16
 """Cells of the longest text in a device's box."""
 
@@ -29,6 +29,7 @@ class Metrics:
 
     gpu: int
     nic: int
+    nic_rows: int
     gpu_rows: int
     label_rows: int
     """Rows for what is known of PCIe ports."""
@@ -50,17 +51,21 @@ class Metrics:
 
 def metrics(view: View) -> Metrics:
     shape = view.node.shape
-    lines = [gpu_lines(view, gpu.index) for gpu in shape.gpus]
-    broadest = max((breadth(text, role) for told in lines for text, role in told), default=0)
-    nic_text = max((breadth(text) for nic in range(len(shape.nics)) for text, _ in nic_lines(view, nic)), default=0)
-    nic = 0 if not shape.nics else int(min(max(nic_text + 0.99, 8), 12)) + 2
+    gpus = [gpu_lines(view, gpu.index) for gpu in shape.gpus]
+    nics = [nic_lines(view, nic) for nic in range(len(shape.nics))]
     ports = [pcie_lines(view, gpu.index) for gpu in shape.gpus]
-    port_text = max((breadth(text) for told in ports for text in told), default=0)
-    gpu = int(min(max(broadest, 9), _WIDEST) + 0.99) + 2
-    gpu = max(
-        gpu, _WITH_ARROWS if view.has_plan else 0, nic + 3 if nic else 0, int(port_text + 0.99) + 3 if port_text else 0
-    )
-    return Metrics(gpu, nic, max(map(len, lines), default=1) + 2, max(map(len, ports), default=0))
+    nic = min(max(_broadest(nics), 8), 12) + 2 if nics else 0
+    port = ceil(max((breadth(text) for told in ports for text in told), default=0))
+    gpu = max(_LEAST, min(_broadest(gpus), _WIDEST) + 2, nic + 3 if nics else 0, port + 3 if port else 0)
+    return Metrics(gpu, nic, _most(nics) + 2, _most(gpus) + 2, _most(ports))
+
+
+def _broadest(told: Sequence[Sequence[tuple[str, str]]]) -> int:
+    return ceil(max((breadth(text, role) for lines in told for text, role in lines), default=0))
+
+
+def _most(told: Sequence[Sequence[object]]) -> int:
+    return max(map(len, told), default=0)
 
 
 def nic_lines(view: View, nic: int) -> list[tuple[str, str]]:
@@ -98,7 +103,8 @@ def columns(hosts: Iterable[Host], islands: Mapping[int, int]) -> Iterator[_Colu
     for host in hosts:
         yield from columns(host.hosts, islands)
         gpus = sorted(host.gpus, key=lambda gpu: (islands.get(gpu, len(islands)), gpu))
-        count = len(gpus) or -(-len(host.nics) // _STACK)
+        many = len(host.nics)
+        count = len(gpus) or min(ceil(many / _STACK), max(2, ceil((many / 2) ** 0.5)))
         for i in range(count):
             yield _Column(
                 host,
@@ -123,7 +129,7 @@ class _Layout:
         found = list(columns(hosts, view.islands))
         # Where no GPU stands below them, NICs may go on beside the GPUs.
         beside = max(size.label_rows, 1) + size.gpu_rows
-        stacked = (len(c.nics) * _NIC_ROWS - (beside if c.gpu is None else 0) for c in found)
+        stacked = (len(c.nics) * size.nic_rows - (beside if c.gpu is None else 0) for c in found)
         self.gpu_row = self.stack_row + max([0, *stacked]) + max(size.label_rows, 1)
         self.side.gpu_row = self.gpu_row + size.gpu_rows - 1
         for host in hosts:
@@ -157,7 +163,7 @@ class _Layout:
     def column(self, column: _Column, row: int, host: str) -> None:
         x, trunk = self.x, self.x + self.size.trunk
         for i, nic in enumerate(column.nics):
-            self.nic(nic, x, self.stack_row + i * _NIC_ROWS, ((trunk, row),), host)
+            self.nic(nic, x, self.stack_row + i * self.size.nic_rows, ((trunk, row),), host)
         if column.gpu is not None:
             self.gpu(column.gpu, x, (trunk, row), host)
         self.x += self.size.pitch
@@ -166,7 +172,7 @@ class _Layout:
         told, size = self.view.node.shape.nics[nic], self.size
         lines = tuple((clip(text, size.nic - 1.5), role) for text, role in nic_lines(self.view, nic))
         about = ", ".join(text for text, _ in nic_lines(self.view, nic))
-        self.part.boxes.append(Box(x, y, size.nic, _NIC_ROWS, "nic", lines, f"{self.view.prefix}NIC {about}"))
+        self.part.boxes.append(Box(x, y, size.nic, size.nic_rows, "nic", lines, f"{self.view.prefix}NIC {about}"))
         trunk = start[0][0]
         joins = (f"{self.view.prefix}NIC {told.name}", host)
         self.part.wires.append(Wire((*start, (trunk, y + 1), (x + size.nic - 1, y + 1)), "nic", joins, about))
