@@ -283,6 +283,8 @@ def overlaps(drawing: Drawing) -> Iterator[str]:
                 yield f"{label.text!r} on {box.about!r}"
     for wire in drawing.wires:
         yield from strikes(drawing, wire)
+    spots = Counter(spot for w in drawing.wires if w.role == "plan" for spot in (w.points[0], w.points[-1]))
+    yield from (f"two arrows at {spot}" for spot, many in spots.items() if many > 1)
 
 
 def strikes(drawing: Drawing, wire: Wire) -> Iterator[str]:
@@ -392,6 +394,18 @@ def test_sockets_and_switches_are_those_that_paths_tell() -> None:
     assert uplinks["NUMA 0", "NUMA 1"] == 1
     assert uplinks["NUMA 0", "PCIe switches of GPU 0-3"] == 1
     assert uplinks["PCIe switch of GPU 0,1", "PCIe switches of GPU 0-3"] == 1
+
+
+@pytest.mark.parametrize(
+    ("n", "links", "switches"), [(8, 12, 1), (4, 4, 0), (4, 6, 0), (2, 4, 0), (16, 6, 1), (4, 18, 1)]
+)
+def test_without_a_word_on_switches_they_are_where_gpus_have_too_few_links_for_a_mesh(
+    n: int, links: int, switches: int
+) -> None:
+    pairs = (Path(PathKind.NVLINK, links=links),) * (n * (n - 1) // 2)
+    drawing = draw(Survey(of(NodeShape(tuple(Gpu(i) for i in range(n)), pairs))))
+    assert sum(box.role == "nvswitch" for box in drawing.boxes) == switches
+    assert len(ends(drawing, "nvlink")) == (n if switches else n * (n - 1) // 2)
 
 
 def test_a_wire_shows_its_slower_direction_and_stands_out_where_equals_are_faster() -> None:

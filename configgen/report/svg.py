@@ -30,7 +30,7 @@ _STYLE = (
     "'Helvetica Neue',Arial,'Liberation Sans',sans-serif;direction:ltr}"
     f"@media(prefers-color-scheme:dark){{.wl{{{_DARK}}}}}"
     f"[data-theme=light] .wl,.wl[data-theme=light]{{{_LIGHT}}}[data-theme=dark] .wl,.wl[data-theme=dark]{{{_DARK}}}"
-    "@media print{.wl{" + _LIGHT + "}}"
+    "@media print{.wl,[data-theme] .wl,.wl[data-theme]{" + _LIGHT + "}}"
     ".wl text{fill:var(--wl-ink);unicode-bidi:isolate;white-space:pre;paint-order:stroke;stroke:var(--wl-paper);"
     "stroke-width:3px;stroke-linejoin:round}"
     ".wl .in{stroke:none}"
