@@ -314,7 +314,7 @@ def test_a_ticket_has_room_for_many_findings() -> None:
 # ---- Prometheus ----------------------------------------------------------------------------------------------------
 
 
-LABEL = r'[a-z_]+="(?:[^"\\\n]|\\["\\n])*"'
+LABEL = r'[a-z][a-z0-9_]*="(?:[^"\\\n]|\\["\\n])*"'
 SAMPLE = re.compile(rf"wirelore_[a-z_]+(?:\{{{LABEL}(?:,{LABEL})*\}})? -?[0-9.e+-]+")
 """A line of the text format, stricter than its readers are."""
 
