@@ -20,7 +20,7 @@ class Case:
     """What was found alike in one or more places; every text is one clean line."""
 
     places: tuple[str, ...]
-    """'GPUs 0-3', 'node 2 (host) NIC mlx5_0'; empty: the whole survey."""
+    """'GPUs 0-3', 'node 2 (host) NIC mlx5_0'; empty: all that there is."""
     seen: str
     provenance: str
     expected: str | None
@@ -70,7 +70,7 @@ def title(code: str) -> str:
 
 
 def place(found: Finding, topology: Topology) -> str:
-    """'GPU 3', 'GPUs 0-3', 'node 2 (host) NIC mlx5_0', 'nodes 0-3', 'node 1'; '' where it is all of the survey."""
+    """'GPU 3', 'GPUs 0-3', 'node 2 (host) NIC mlx5_0', 'nodes 0-3', 'node 1'; '' where nothing else could be meant."""
     several = len(topology.nodes) > 1
     nodes = sorted({ref.node for ref in found.gpus})
     if len(nodes) > 2:
@@ -83,8 +83,8 @@ def place(found: Finding, topology: Topology) -> str:
         names = some([one_line(name, 40) for name in found.nics])
         label = f"{'NIC' if len(found.nics) == 1 else 'NICs'} {names}"
         parts.append(f"{_node(found.node, topology)} {label}" if several and found.node is not None else label)
-    if not parts and found.node is not None:
-        return _node(found.node, topology) if several else "the node"
+    if not parts and found.node is not None and several:
+        return _node(found.node, topology)
     return ", ".join(parts)
 
 

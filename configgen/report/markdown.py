@@ -18,6 +18,8 @@ _MOST_CHARACTERS = 40_000
 
 _PLAIN = re.compile(r"""[("']{0,2}[^\W_]+(?:[-+/'][^\W_]+|[.,][0-9]+)*%?[)"'.,:;!?]{0,4}""")
 """A word that no flavour of Markdown reads as anything else, with the marks that sentences put around it."""
+_TOKEN = re.compile(r"""([("']{0,2})`([^`\s](?:[^`]*[^`\s])?)`([)"'.,:;!?]{0,4})(?= |$)|[^ ]+""")
+"""A command in backticks, as texts of this house name it, with the marks around it; or any other word."""
 _REFERENCE = re.compile(r"[^\w]*(?:[A-Za-z]+-[0-9]+|[0-9a-fA-F]{7,64})[^\w]*|[0-9]+[.)]+")
 """What trackers turn into links: 'GH-12', 'ABC-34', a commit's hash; and what begins a list: '1.'."""
 
@@ -43,7 +45,14 @@ def escaped(text: str, limit: int = 600) -> str:
 
     Backslashes would not do: trackers look for mentions and addresses after the Markdown is read, but never in code.
     """
-    return " ".join(word if _is_plain(word) else _code(word) for word in one_line(text, limit).split(" "))
+    return " ".join(_token(match) for match in _TOKEN.finditer(one_line(text, limit)))
+
+
+def _token(match: re.Match[str]) -> str:
+    before, command, after = match.groups()
+    if command is not None:
+        return f"{before}{_code(command)}{after}"
+    return match[0] if _is_plain(match[0]) else _code(match[0])
 
 
 def _is_plain(word: str) -> bool:
@@ -52,8 +61,6 @@ def _is_plain(word: str) -> bool:
 
 def _code(word: str) -> str:
     """A code span around any word, as CommonMark 6.1 asks: a fence longer than every run of backticks inside."""
-    if not word:
-        return ""
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", word)), default=0))
     pad = " " if word.startswith("`") or word.endswith("`") else ""
     return f"{fence}{pad}{word}{pad}{fence}"
