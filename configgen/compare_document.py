@@ -41,21 +41,24 @@ class ComparisonDocument(msgspec.Struct, frozen=True, kw_only=True):
 
 def encode_comparison(c: Comparison) -> bytes:
     """The comparison document as indented JSON, UTF-8, ending in a newline."""
-    return to_json(
-        ComparisonDocument(
-            schema_version=COMPARISON_SCHEMA_VERSION,
-            verdict=c.verdict,
-            carries_over=c.carries_over,
-            a=_side(c.a),
-            b=_side(c.b),
-            judgements=c.judgements,
-            differences=c.differences,
-            equal=c.equal,
-            told_by_one=c.told_by_one,
-            measure=c.measure,
-            notes=c.notes,
-            serving=c.serving,
-        )
+    return to_json(comparison_document(c))
+
+
+def comparison_document(c: Comparison) -> ComparisonDocument:
+    """For documents that carry a comparison."""
+    return ComparisonDocument(
+        schema_version=COMPARISON_SCHEMA_VERSION,
+        verdict=c.verdict,
+        carries_over=c.carries_over,
+        a=_side(c.a),
+        b=_side(c.b),
+        judgements=c.judgements,
+        differences=c.differences,
+        equal=c.equal,
+        told_by_one=c.told_by_one,
+        measure=c.measure,
+        notes=c.notes,
+        serving=c.serving,
     )
 
 

@@ -67,19 +67,22 @@ _SAME = tuple(name for name in PlanDocument.__struct_fields__ if name in Plan.__
 
 def encode_plan(plan: Plan) -> bytes:
     """The plan document as indented JSON, UTF-8, ending in a newline."""
+    return to_json(plan_document(plan))
+
+
+def plan_document(plan: Plan) -> PlanDocument:
+    """For documents that carry a plan."""
     p = plan.parallelism
-    return to_json(
-        PlanDocument(
-            schema_version=PLAN_SCHEMA_VERSION,
-            engine=plan.engine.engine,
-            engine_version=plan.engine.version,
-            tensor_parallel_size=p.tp,
-            pipeline_parallel_size=p.pp,
-            data_parallel_size=p.dp,
-            expert_parallel_size=p.ep,
-            attention_data_parallel_size=p.attention_dp,
-            **{name: getattr(plan, name) for name in _SAME},
-        )
+    return PlanDocument(
+        schema_version=PLAN_SCHEMA_VERSION,
+        engine=plan.engine.engine,
+        engine_version=plan.engine.version,
+        tensor_parallel_size=p.tp,
+        pipeline_parallel_size=p.pp,
+        data_parallel_size=p.dp,
+        expert_parallel_size=p.ep,
+        attention_data_parallel_size=p.attention_dp,
+        **{name: getattr(plan, name) for name in _SAME},
     )
 
 

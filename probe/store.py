@@ -153,13 +153,20 @@ def encode_topology(topology: Topology) -> bytes:
 
 
 def encode_survey(survey: Survey) -> bytes:
+    return to_json(survey_document(survey))
+
+
+def survey_document(survey: Survey) -> SurveyDocument:
+    """For documents that carry a survey."""
     parts = {name: getattr(survey, name) for name in SurveyDocument.__struct_fields__[2:]}
-    return to_json(SurveyDocument(schema_version=SCHEMA_VERSION, topology=_topology_document(survey.topology), **parts))
+    return SurveyDocument(schema_version=SCHEMA_VERSION, topology=_topology_document(survey.topology), **parts)
 
 
 def decode_survey(data: bytes, *, where: str) -> Survey:
-    """A survey or topology document. Raises SourceError naming the key that is wrong."""
+    """A survey or topology document, or one that carries a survey. Raises SourceError naming the key that is wrong."""
     with reading(where):
+        carried = msgspec.json.decode(data, type=_Carrier).survey
+        data = data if carried is msgspec.UNSET else bytes(carried)
         if not holds_survey(data, where):
             return Survey(topology_of(msgspec.json.decode(data, type=TopologyDocument)))
         document = msgspec.json.decode(data, type=SurveyDocument)
@@ -238,6 +245,10 @@ def write_atomically(path: FilePath, data: bytes) -> None:
             f"cannot write {path}: {error.strerror}",
             cure="Name a file where you can write and where there is room.",
         ) from error
+
+
+class _Carrier(_Document, frozen=True, kw_only=True):
+    survey: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Head(_Document, frozen=True, kw_only=True):

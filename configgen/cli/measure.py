@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import click
 
-from configgen.cli.options import Sources, source_options
-from probe.errors import MeasureError, UsageError, WireloreError, one_line
+from configgen.cli.measuring import (
+    Kept,
+    Wanted,
+    ended_by_signals,
+    is_further_process,
+    machine_of,
+    meeting_of,
+    run,
+    tell,
+)
+from configgen.cli.options import source_options
+from probe.errors import MeasureError, UsageError
 from probe.measurement import Survey
 from probe.topology import Topology
 from probe.units import parse_bytes, parse_seconds
@@ -24,40 +28,18 @@ Value = TypeVar("Value")
 
 _RAY_START_S = 60.0
 """For an actor, an interpreter and torch on a node that has none of them warm."""
-_LAB = "--from describes a machine that is not this one, so only CPU ranks can stand in for its GPUs"
 
 
-def _told(read: Callable[[str], Value]) -> Callable[[click.Context, click.Parameter, str | None], Value | None]:
+def told(read: Callable[[str], Value]) -> Callable[[click.Context, click.Parameter, str | None], Value | None]:
     def parsed(ctx: click.Context, parameter: click.Parameter, text: str | None) -> Value | None:
         return None if text is None else read(text)
 
     return parsed
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """What the options say, by their names."""
-
-    sources: Sources
-    backend: str
-    budget: float | None
-    timeout: float
-    dry_run: bool
-    resume: bool
-    fresh: bool
-    every_pair: bool
-    largest: int | None
-    model: str | None
-    offline: bool
-    nnodes: int | None
-    node_rank: int | None
-    master: str | None
-    port: int | None
-    interface: str | None
-    ray: bool
-    format: str
-    output: Path | None
-    debug: bool
+def budget_s(text: str) -> float | None:
+    """'20s' -> 20.0, 'none' -> None. Raises UsageError."""
+    return None if text == "none" else parse_seconds(text)
 
 
 @click.command("measure")
@@ -75,7 +57,7 @@ class _Wanted:
     show_default=True,
     metavar="TIME",
     help="Time for all of it, the most useful points first; 'none' measures everything.",
-    callback=_told(lambda text: None if text == "none" else parse_seconds(text)),
+    callback=told(budget_s),
 )
 @click.option(
     "--timeout",
@@ -83,7 +65,7 @@ class _Wanted:
     show_default=True,
     metavar="TIME",
     help="Silence after which a node, a rank or an operation counts as lost.",
-    callback=_told(parse_seconds),
+    callback=told(parse_seconds),
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be measured, and how long it would take.")
 @click.option("--resume", is_flag=True, help="Go on with the survey in -o.")
@@ -93,7 +75,7 @@ class _Wanted:
     "--largest",
     metavar="SIZE",
     help="Largest message. [default: 1GiB, with gloo 64MiB]",
-    callback=_told(parse_bytes),
+    callback=told(parse_bytes),
 )
 @click.option("--model", metavar="MODEL", help="Measure GEMM at this model's shapes.")
 @click.option("--offline", is_flag=True, help="Never ask the Hugging Face hub about --model.")
@@ -116,46 +98,35 @@ class _Wanted:
 @click.pass_context
 def measure_command(ctx: click.Context, /, **options: Any) -> None:
     """Measure bandwidth and latency of these wires, and the rates of these GPUs."""
-    wanted = _Wanted(**options, debug=bool(ctx.find_root().params.get("debug")))
-    with _ended_by_signals():
-        _measure(wanted)
+    wanted = Wanted(**options, debug=bool(ctx.find_root().params.get("debug")))
+    with ended_by_signals():
+        if not is_further_process(wanted.node_rank):
+            _measure(wanted)
 
 
-def _measure(wanted: _Wanted) -> None:
-    from probe.bench.rendezvous import find_rendezvous, steps_aside
-
-    aside = steps_aside(os.environ, node_rank=wanted.node_rank)
-    if aside is not None:
-        click.echo(f"wirelore: {aside}", err=True)
-        return
+def _measure(wanted: Wanted) -> None:
     if wanted.ray:
         if wanted.dry_run or wanted.resume:
             raise UsageError("--ray measures anew, without --dry-run and --resume", cure="Leave them out.")
         _on_ray(wanted)
         return
-    topology, backend, lab = _machine(wanted)
+    topology, backend, lab = machine_of(wanted)
     if wanted.dry_run:
         _rehearsed(wanted, topology, backend)
         return
     resumed = _resumed(wanted)
-    meeting = find_rendezvous(
-        os.environ,
-        nnodes=wanted.nnodes,
-        node_rank=wanted.node_rank,
-        master=wanted.master,
-        port=wanted.port,
-        interface=wanted.interface,
-    )
-    if meeting.nodes > 1 and len(topology.nodes) > 1:
-        what = f"{meeting.nodes} nodes measure together, and --from describes {len(topology.nodes)} for this one alone"
-        raise UsageError(what, cure="Describe one node per command.")
+    meeting = meeting_of(wanted, topology)
     asks_more = wanted.fresh or wanted.every_pair or wanted.model or wanted.largest
     known = None if lab or asks_more or resumed or meeting.nodes > 1 else _known(topology)
     if known is not None:
-        _Kept(wanted.output)(known)
+        Kept(wanted.output)(known)
         _show(known, wanted)
         return
-    _run(wanted, topology, backend, lab, meeting, resumed)
+    ended = run(wanted, topology, backend, lab, meeting, resumed)
+    if ended.survey is not None:
+        _show(ended.survey, wanted, is_finished=ended.failure is None, is_written=ended.is_kept)
+    if ended.failure is not None:
+        raise ended.failure
 
 
 def _known(topology: Topology) -> Survey | None:
@@ -165,11 +136,11 @@ def _known(topology: Topology) -> Survey | None:
     found = search(topology)
     if found.survey is None or found.survey.is_partial:
         return None
-    _note(f"these wires were measured before ({found.file}); --fresh measures them again")
+    tell(f"these wires were measured before ({found.file}); --fresh measures them again")
     return found.survey
 
 
-def _on_ray(wanted: _Wanted) -> None:
+def _on_ray(wanted: Wanted) -> None:
     """The same command on every node of the Ray cluster; what node 0 wrote becomes this one's."""
     from probe.bench.ray_nodes import measure_on_ray
     from probe.store import decode_survey
@@ -181,7 +152,7 @@ def _on_ray(wanted: _Wanted) -> None:
     )
     first = endings[0]
     if first.survey is not None:
-        kept = _Kept(wanted.output)
+        kept = Kept(wanted.output)
         kept(decode_survey(first.survey, where=f"the survey of {first.address}"))
         assert kept.survey is not None
         _show(kept.survey, wanted)
@@ -191,7 +162,7 @@ def _on_ray(wanted: _Wanted) -> None:
         raise MeasureError(f"Ray's node {bad.address}: {words or 'it ended without a word'}", cure="See above.")
 
 
-def _arguments(wanted: _Wanted) -> list[str]:
+def _arguments(wanted: Wanted) -> list[str]:
     """This command's options for the nodes, without those that say where and how its result is shown."""
     words = {
         "--gpu-model": wanted.sources.gpu_model,
@@ -209,28 +180,7 @@ def _arguments(wanted: _Wanted) -> list[str]:
     return [*told, *(name for name, given in flags.items() if given), "--format", "json"]
 
 
-def _machine(wanted: _Wanted) -> tuple[Topology, str, str | None]:
-    """The topology of this node, the backend, and what stands in for the GPUs, if anything does."""
-    topology = wanted.sources.topology()
-    if not wanted.sources.given and wanted.backend != "gloo":
-        return topology, "nccl", None
-    if wanted.backend != "gloo":
-        raise UsageError(_LAB, cure="Add --backend gloo for lab figures, or measure on the machine itself.")
-    described = " + ".join(wanted.sources.given) or "this machine's GPUs"
-    here = os.uname().nodename
-    lab = f"CPU ranks of {here} ({os.cpu_count()} cores) standing in for {described}"
-    nameless = tuple(
-        replace(
-            node,
-            hostname=here if len(topology.nodes) == 1 else node.hostname,
-            gpus=tuple(replace(gpu, uuid=None, serial=None) for gpu in node.gpus),
-        )
-        for node in topology.nodes
-    )
-    return replace(topology, nodes=nameless), "gloo", one_line(lab, 200)
-
-
-def _rehearsed(wanted: _Wanted, topology: Topology, backend: str) -> None:
+def _rehearsed(wanted: Wanted, topology: Topology, backend: str) -> None:
     from configgen.report.rehearsal import rehearsal_lines
     from probe.bench.generations import affordable, generations
     from probe.bench.rehearsal import START_S, rehearsed
@@ -243,7 +193,7 @@ def _rehearsed(wanted: _Wanted, topology: Topology, backend: str) -> None:
         click.echo(line)
 
 
-def _resumed(wanted: _Wanted) -> Survey | None:
+def _resumed(wanted: Wanted) -> Survey | None:
     if not wanted.resume:
         return None
     if wanted.output is None:
@@ -256,79 +206,9 @@ def _resumed(wanted: _Wanted) -> Survey | None:
     return decode_survey(read_file(str(wanted.output)), where=str(wanted.output))
 
 
-def _run(
-    wanted: _Wanted, topology: Topology, backend: str, lab: str | None, meeting: Any, resumed: Survey | None
-) -> None:
-    from probe.bench.network import settle
-    from probe.bench.preflight import preflight, read_ground
-    from probe.bench.schedule import sizes
-    from probe.bench.session import Order, began_s, measure
-
-    largest = sizes(backend, wanted.largest)[-1]
-    ground, nodes = read_ground(), meeting.nodes
-    for notice in preflight(topology, ground, backend=backend, lab=lab is not None, largest_bytes=largest, nodes=nodes):
-        _note(notice.message)
-    order = Order(
-        topology=topology,
-        rendezvous=settle(meeting, patience_s=wanted.timeout),
-        backend=backend,
-        largest_bytes=largest,
-        started_s=began_s(),
-        budget_s=wanted.budget,
-        timeout_s=wanted.timeout,
-        lab=lab,
-        every_pair=wanted.every_pair,
-        named_interface=meeting.interface,
-        gemm_shapes=_shapes(wanted),
-        resumed=resumed,
-        debug=wanted.debug,
-    )
-    kept = _Kept(wanted.output)
-    failure: WireloreError | KeyboardInterrupt | None = None
-    with _progress() as show:
-        try:
-            survey = measure(order, keep=kept, show=show, note=_note)
-        except (WireloreError, KeyboardInterrupt) as error:
-            survey, failure = kept.survey, error
-    if survey is not None:
-        if lab is None:
-            _remember(survey)
-        _show(survey, wanted, is_finished=failure is None, is_written=kept.survey is not None)
-    elif failure is None:
-        _note(f"node {order.rendezvous.node} is done; node 0 at {order.rendezvous.address} has the survey")
-    if failure is not None:
-        raise failure
-
-
-def _remember(survey: Survey) -> None:
-    from probe.cache import remember
-
-    kept = remember(survey)
-    _note(kept.reason or f"kept for later: {kept.file}")
-
-
-class _Kept:
-    """The survey as it stands, in a file that is whole after every point."""
-
-    def __init__(self, output: Path | None) -> None:
-        if output is not None and not output.parent.is_dir():
-            raise UsageError(
-                f"there is no folder {output.parent} for {output.name}", cure="Create it, or name another."
-            )
-        self.output = output
-        self.survey: Survey | None = None
-
-    def __call__(self, survey: Survey) -> None:
-        from probe.store import encode_survey, write_atomically
-
-        if self.output is not None:
-            write_atomically(self.output, encode_survey(survey))
-        self.survey = survey
-
-
-def _show(survey: Survey, wanted: _Wanted, *, is_finished: bool = True, is_written: bool = True) -> None:
+def _show(survey: Survey, wanted: Wanted, *, is_finished: bool = True, is_written: bool = True) -> None:
     if wanted.output is not None and is_written:
-        _note(f"wrote {wanted.output}{'' if is_finished else ', as far as it came: --resume goes on from there'}")
+        tell(f"wrote {wanted.output}{'' if is_finished else ', as far as it came: --resume goes on from there'}")
     if wanted.format == "json":
         if wanted.output is None:
             from probe.store import encode_survey
@@ -338,42 +218,3 @@ def _show(survey: Survey, wanted: _Wanted, *, is_finished: bool = True, is_writt
         from configgen.report.terminal import print_survey
 
         print_survey(survey)
-
-
-def _shapes(wanted: _Wanted) -> tuple[tuple[int, int, int], ...]:
-    if wanted.model is None:
-        return ()
-    from configgen.hub import load_model
-    from configgen.shapes import gemm_shapes
-
-    return gemm_shapes(load_model(wanted.model, offline=wanted.offline))
-
-
-def _note(text: str) -> None:
-    click.echo(f"wirelore: {one_line(text, 600)}", err=True)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """One line on standard error that is written over; nothing where no person looks."""
-    if not sys.stderr.isatty():
-        yield lambda text: None
-        return
-    try:
-        yield lambda text: click.echo(f"\r\x1b[Kmeasuring {one_line(text, 70)}", err=True, nl=False)
-    finally:
-        click.echo("\r\x1b[K", err=True, nl=False)
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM, which batch systems and Kubernetes send, ends a run as Ctrl-C does: kept, and nothing left behind."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    former = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, former)

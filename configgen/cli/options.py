@@ -39,11 +39,11 @@ class Sources:
         parts = [read_source(source) for source in self.given] or [read_source(None)]
         return self.told(merge_topologies(parts))
 
-    def survey(self, *, cache: bool = True) -> Survey:
+    def survey(self, *, cache: bool = True, elsewhere: bool = True) -> Survey:
         """The sources as one survey, with what was measured on them, and the origin of the curves told.
 
-        What this user measured earlier on equal wires comes from the cache, unless a source brings its own figures.
-        Raises WireloreError.
+        What this user measured earlier on equal wires comes from the cache, unless a source brings its own figures;
+        `elsewhere` says whether that may have been on other GPUs. Raises WireloreError.
         """
         from probe.merge import merge_topologies
         from probe.sources.registry import read_source, read_survey
@@ -61,7 +61,7 @@ class Sources:
         if survey.is_measured:
             survey = _said(survey, " and ".join(self.given[:3]))
         elif cache:
-            survey = _recalled(survey)
+            survey = _recalled(survey, elsewhere=elsewhere)
         return replace(survey, topology=self.told(survey.topology))
 
     def _check(self) -> None:
@@ -75,7 +75,7 @@ class Sources:
         return with_told(topology, gpu_model=self.gpu_model, gpu_memory=self.gpu_memory)
 
 
-def _recalled(survey: Survey) -> Survey:
+def _recalled(survey: Survey, *, elsewhere: bool) -> Survey:
     """The survey with what the cache knows of its wires, and where it was measured."""
     from probe.cache import same_gpus, search
 
@@ -85,11 +85,14 @@ def _recalled(survey: Survey) -> Survey:
     if found.survey is None or found.measured_on is None:
         return survey
     name = found.measured_on.nodes[0].hostname
+    same = same_gpus(found.measured_on, survey.topology)
+    if not (same or elsewhere):
+        return survey
     other = "on an equal machine" + (f", {name}" if name else "")
     return _said(
         found.survey,
         f"cache {found.file}" + (f", {found.library}" if found.library else ""),
-        "on this machine" if same_gpus(found.measured_on, survey.topology) else other,
+        "on this machine" if same else other,
     )
 
 
@@ -127,6 +130,12 @@ def output_option(command: Command) -> Command:
         help="Write here, atomically, instead of standard output; JSON where no other --format is named.",
     )
     return decorate(command)
+
+
+def require_folder(output: Path | None) -> None:
+    """Raises UsageError, before any work is done, where the file that is to be written has no folder."""
+    if output is not None and not output.parent.is_dir():
+        raise UsageError(f"there is no folder {output.parent} for {output.name}", cure="Create it, or name another.")
 
 
 def put(data: bytes, output: Path | None) -> None:

@@ -19,6 +19,7 @@ _COMMANDS = {
     "emit": ("configgen.cli.emit", "Write a plan as launch commands."),
     "launch": ("configgen.cli.launch", "Start this node's part of a plan."),
     "check": ("configgen.cli.check", "Say what a command that runs today costs on these wires."),
+    "audit": ("configgen.cli.audit", "Say whether this machine is as its hardware should be."),
     "compare": ("configgen.cli.compare", "Say whether numbers measured on A carry over to B."),
     "models": ("configgen.cli.tables", "List the models whose facts are built in."),
     "machines": ("configgen.cli.tables", "List the synthetic machines."),

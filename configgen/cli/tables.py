@@ -31,10 +31,11 @@ def machines_command() -> None:
 
 @click.command("schema")
 @click.argument(
-    "document", type=click.Choice(["topology", "survey", "plan", "comparison", "check"]), default="topology"
+    "document", type=click.Choice(["topology", "survey", "plan", "comparison", "check", "audit"]), default="topology"
 )
 def schema_command(document: str) -> None:
     """Print the JSON Schema of a document."""
+    from configgen.audit_document import audit_schema
     from configgen.check_document import check_schema
     from configgen.compare_document import comparison_schema
     from configgen.document import plan_schema
@@ -46,5 +47,6 @@ def schema_command(document: str) -> None:
         "plan": plan_schema,
         "comparison": comparison_schema,
         "check": check_schema,
+        "audit": audit_schema,
     }
     click.echo(to_json(schemas[document]()), nl=False)

@@ -12,7 +12,7 @@ class Line:
 
     text: str
     role: str = ""
-    """'title', 'head', 'warn', 'loud', 'dim' or plain."""
+    """'title', 'head', 'good', 'warn', 'loud', 'dim' or plain."""
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> Iterator[Line]:
