@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from probe.checks.measured import measured
 from probe.finding import Finding, gravest_first
 from probe.measurement import Survey
 
 Check = Callable[[Survey], Iterator[Finding]]
 
-CHECKS: tuple[Check, ...] = ()
+CHECKS: tuple[Check, ...] = (measured,)
 
 
 def audit(survey: Survey) -> tuple[Finding, ...]:
