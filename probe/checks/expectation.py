@@ -79,9 +79,10 @@ class Expectation:
         moved = size_bytes * self.factor / 1e9
         return moved / (self.fill_s + moved / gbps)
 
-    def is_missed(self, size_bytes: int, time_s: float, *, without_nvls: bool = False) -> bool:
-        """Whether a transfer took longer than the bar allows; what fills buffers is forgiven three times."""
-        gbps = self.without_nvls_gbps if without_nvls and self.without_nvls_gbps else self.bar_gbps
+    def is_missed(self, size_bytes: int, time_s: float, *, share: float = 1.0, without_nvls: bool = False) -> bool:
+        """Whether a transfer took longer than this share of the bar allows; to fill buffers it may need three times
+        the usual."""
+        gbps = share * (self.without_nvls_gbps if without_nvls and self.without_nvls_gbps else self.bar_gbps)
         return time_s > 3 * self.fill_s and time_s > self.fill_s + size_bytes * self.factor / (gbps * 1e9)
 
     def judges(self, size_bytes: int) -> bool:
