@@ -1,11 +1,11 @@
-# make setup | run | test | test-long | conformance | e2e | check | check-all | bench | clean
+# make setup | run | test | test-long | conformance | e2e | findings-page | check | check-all | bench | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL ?= qwen3-32b
 EXAMPLE ?= machine:3090-bridges-4
 
-.PHONY: setup run test test-long conformance e2e check check-all bench clean
+.PHONY: setup run test test-long conformance e2e findings-page check check-all bench clean
 
 setup: $(VENV)/.ready
 
@@ -39,6 +39,10 @@ conformance: setup
 e2e: setup
 	scripts/setup-engines
 	$(BIN)/pytest -q tests/e2e
+
+# docs/findings.md from the codes of the audit; a test tells when it is stale.
+findings-page: setup
+	$(BIN)/python scripts/write-findings-page
 
 check: setup
 	$(BIN)/ruff check .
