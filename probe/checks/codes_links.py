@@ -255,8 +255,8 @@ CODES_LINKS: dict[str, Code] = {
         Severity.WARNING,
         "No NIC on the GPU's socket",
         "What the GPU sends to other nodes crosses the link between sockets first, which is slow and shared.",
-        "The path between the GPU and each NIC that is up: all are SYS. With fewer NICs than sockets the machine is "
-        "built so (good to know).",
+        "The path between the GPU and each NIC that is up: all are SYS. With fewer NICs than sockets, or where no "
+        "GPU has a near one, the machine is built so (good to know).",
         "Move a NIC to a slot of that socket, check that all NICs are up, or keep groups that cross nodes on the "
         "other GPUs.",
         "NVIDIA, NCCL User Guide, Troubleshooting "

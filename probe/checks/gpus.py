@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from probe.checks.codes import CODES
-from probe.checks.view import View, figures_of, gpus, grouped
+from probe.checks.view import LONGEST, View, figures_of, gpus, grouped
+from probe.errors import one_line
 from probe.finding import Finding, Severity
 from probe.topology import GpuStatus, Node, Provenance, Topology
 from probe.units import count, gib, some
@@ -137,7 +138,7 @@ def _of_all(code: str, seen: str, severity: Severity | None = None) -> Finding:
     return Finding(
         code=code,
         severity=severity or CODES[code].severity,
-        seen=seen,
+        seen=one_line(seen, LONGEST),
         cure=CODES[code].cure,
         provenance=Provenance.READ,
         expected="the same on every node of a job",

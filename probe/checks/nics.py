@@ -14,6 +14,7 @@ _UP = ("active", "up")
 _UNTOLD = (None, "unknown", "testing", "dormant")
 _FAST_GBPS = 25.0
 """Slower Ethernet manages a machine; between GPUs nobody sends over it by choice."""
+_SAME_SOCKET = (PathKind.PIX, PathKind.PXB, PathKind.PHB, PathKind.NODE)
 _SIBLINGS = "its siblings in this node"
 _NUMA_SOURCE = "NVIDIA, NCCL User Guide: a GPU's traffic should leave through a NIC under its own PCIe switch or socket"
 
@@ -31,18 +32,22 @@ def _carries_traffic(nic: Nic) -> bool:
 
 
 def _far(view: View) -> Iterator[Finding]:
+    """Grave only where others show that it could be better: one NIC cannot be near to two sockets, and where no GPU
+    has a near one, the GPUs are a part of a machine, or the machine is built so."""
     shape = view.shape
     used = [k for k, nic in enumerate(shape.nics) if _carries_traffic(nic) and nic.state in (*_UP, *_UNTOLD)]
     if not used or not shape.nic_paths or view.is_virtual:
         return
+    homes = {home for k in used for home in _homes(view, k)}
     far = [
         i
         for i in view.whole
         if min((shape.nic_paths[i][k] for k in used), key=lambda path: path.slowness).kind is PathKind.SYS
+        and shape.gpus[i].numa_node not in homes
     ]
     if far:
         sockets = {gpu.numa_node for gpu in shape.gpus} - {None}
-        is_built_so = len(used) < len(sockets)
+        is_built_so = len(used) < max(len(sockets), 2) or len(far) == len(view.whole)
         yield view.found(
             "nic-far",
             f"every NIC is on another socket than {gpus(far)} (SYS)",
@@ -52,6 +57,16 @@ def _far(view: View) -> Iterator[Finding]:
             severity=Severity.INFO if is_built_so else None,
             expected=("a NIC on the GPU's own socket", _NUMA_SOURCE),
         )
+
+
+def _homes(view: View, k: int) -> set[int]:
+    """The NUMA nodes of a NIC: its own, or those of GPUs near it. In some machines (sub-NUMA clusters, virtual ones)
+    the driver prints SYS between devices of one node."""
+    nic, shape = view.shape.nics[k], view.shape
+    if nic.numa_node is not None:
+        return {nic.numa_node}
+    near = (gpu for gpu in shape.gpus if shape.nic_paths[gpu.index][k].kind in _SAME_SOCKET)
+    return {gpu.numa_node for gpu in near if gpu.numa_node is not None}
 
 
 def _kind(nic: Nic) -> tuple[str, str | None]:

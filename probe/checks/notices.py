@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from probe.checks.codes import CODES
+from probe.checks.view import LONGEST
 from probe.counters import grown
 from probe.errors import one_line
 from probe.finding import Finding
@@ -17,7 +18,6 @@ UNKNOWN = "unknown-notice"
 _END_OF_SENTENCE = re.compile(r"\. (?=[A-Z`])")
 _ON_OTHER_NODES = re.compile(r" \(so on [0-9,]{1,9} nodes\)$")
 _GPUS = re.compile(r"\bGPUs? ([0-9]{1,4}(?:(?:-|,|, )[0-9]{1,4}){0,64})\b(?: of node ([0-9]{1,4})\b)?")
-_LONGEST = 1000
 
 
 def lifted(survey: Survey) -> Iterator[Finding]:
@@ -48,7 +48,7 @@ def before_and_after(
 
 def split(message: str) -> tuple[str, str | None]:
     """('what: meaning', 'Cure.'): the first sentence, and the others if there are any."""
-    text = one_line(message, _LONGEST)
+    text = one_line(message, LONGEST)
     alike = _ON_OTHER_NODES.search(text)
     text = text[: alike.start()] if alike else text
     end = _END_OF_SENTENCE.search(text)

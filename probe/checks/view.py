@@ -9,11 +9,15 @@ from typing import TypeVar
 
 from probe.catalog import GpuFigures, gpu_figures
 from probe.checks.codes import CODES
+from probe.errors import one_line
 from probe.finding import Finding, Severity
 from probe.topology import GpuRef, GpuStatus, Node, NodeShape, PathKind, Provenance, Topology
 from probe.units import ranges, some
 
 _T = TypeVar("_T", bound=Hashable)
+
+LONGEST = 1000
+"""Characters of what was seen: names and reasons come from drivers and files."""
 
 figures_of = lru_cache(maxsize=256)(gpu_figures)
 """The catalog's figures of a driver's name; a cluster asks for the same name thousands of times."""
@@ -80,10 +84,10 @@ class View:
         return Finding(
             code=code,
             severity=severity or CODES[code].severity,
-            seen=seen,
+            seen=one_line(seen, LONGEST),
             cure=cure or CODES[code].cure,
             provenance=self._provenance(fact),
-            expected=expected[0] if expected else None,
+            expected=one_line(expected[0], LONGEST) if expected else None,
             source=expected[1] if expected else None,
             node=self.number,
             gpus=tuple(GpuRef(self.number, i) for i in gpus),
