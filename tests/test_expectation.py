@@ -17,7 +17,8 @@ from probe.finding import Severity
 from probe.islands import group_shape
 from probe.measurement import Curve, CurveKey, Sample, Survey
 from probe.sources.machines import MACHINES, machine
-from probe.topology import GpuRef, P2p, P2pStatus, Path as Wire, PathKind, PcieLink, Topology
+from probe.topology import GpuRef, P2p, P2pStatus, PathKind, PcieLink, Topology
+from probe.topology import Path as Wire
 
 TABLE = Path(__file__).resolve().parents[2] / "shared" / "truth" / "collectives.csv"
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from probe.checks.expectation import Expectation, can_nvls
+from probe.checks.expectation import Expectation
+from probe.checks.group import Group
 from probe.checks.reach import NVLS_LEAST_RANKS
 from probe.checks.reading import Reading, best_s, busbw, finding, label, named
+from probe.curve import SMALL_BYTES
 from probe.finding import Finding, Severity
 from probe.links import LIBRARY_ALPHA_S
 from probe.measurement import Curve, Sample
@@ -41,6 +43,8 @@ def bandwidth(reading: Reading) -> Iterator[Finding]:
 
 
 def _misses(curve: Curve, sample: Sample, expected: Expectation, *, without_nvls: bool = False) -> bool:
+    if sample.size_bytes <= SMALL_BYTES:  # its time is start-up alone
+        return False
     share = 1.0 if sample is curve.samples[-1] else SMALLER_SIZES
     return expected.is_missed(sample.size_bytes, best_s(sample), share=share, without_nvls=without_nvls)
 
@@ -98,10 +102,10 @@ def _below_good_hosts(reading: Reading, curve: Curve, expected: Expectation) -> 
 def _slow_start(reading: Reading, curve: Curve) -> Iterator[Finding]:
     """Small all-reduces of a single group, whose time is start-up alone."""
     alpha_s = reading.profiles[id(curve)].alpha_s
-    small = curve.samples[0].size_bytes <= 32 << 10
+    small = curve.samples[0].size_bytes <= SMALL_BYTES
     if alpha_s is None or not small or curve.key.operation != "all_reduce" or curve.key.group.concurrent_groups > 1:
         return
-    alpha_s = min(best_s(s) for s in curve.samples if s.size_bytes <= 32 << 10)
+    alpha_s = min(best_s(s) for s in curve.samples if s.size_bytes <= SMALL_BYTES)
     kinds = {reading.topology.path(a, b).kind for a in curve.members for b in curve.members if a != b}
     wires = "NET" if PathKind.NET in kinds else "NVLINK" if all(k.is_fast for k in kinds) else "PCIE"
     base_s, rank_s = LIBRARY_ALPHA_S[wires]
@@ -121,7 +125,7 @@ def _without_nvls(reading: Reading) -> Iterator[Finding]:
         return
     for curve in reading.curves:
         key = curve.key
-        able = len(curve.members) >= NVLS_LEAST_RANKS and can_nvls(reading.topology, curve.members)
+        able = len(curve.members) >= NVLS_LEAST_RANKS and Group(reading.topology, curve.members).can_nvls
         if able and key.operation == "all_reduce" and not key.graph and key.p2p_enabled is not False:
             yield finding(
                 "nvls-absent",

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
-from probe.catalog import GpuFigures, gpu_figures, pcie_gbps
+from probe.checks.group import Group, is_known, port_gbps
 from probe.checks.network import network_share
 from probe.checks.reach import (
     FILL_OF_NETWORK_S,
@@ -22,26 +21,19 @@ from probe.checks.reach import (
     NVLS_PAYLOAD,
     NVLS_USUAL,
     OPERATIONS,
-    OTHER_BAR,
     PCIE_BARS,
     UNEVEN_BAR,
+    XGMI_RING,
     Reach,
     nvlink_reach,
 )
 from probe.curve import bus_factor
-from probe.islands import bottleneck
-from probe.links import (
-    NVLS_EFFICIENCY,
-    PCIE_EFFICIENCY,
-    STAGED_IN_HOST_MEMORY,
-    XGMI_KERNEL_GBPS,
-    nvlink_kernel_gbps,
-)
+from probe.links import NVLS_EFFICIENCY, PCIE_EFFICIENCY, STAGED_IN_HOST_MEMORY
 from probe.measurement import CurveKey
-from probe.topology import GpuRef, P2pStatus, Path, PathKind, Provenance, Through, Topology, require
+from probe.topology import GpuRef, PathKind, Provenance, Topology, require
 from probe.units import count, figure
 
-_LARGEST_BOND = 64
+_NCCL = "github.com/NVIDIA/nccl, src/graph"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +84,7 @@ class Expectation:
 
 @dataclass(frozen=True, slots=True)
 class _Wires:
-    """What the links of a group carry per GPU, one direction, before the operation's share."""
+    """What the links of a group carry per GPU, one direction, and how much of it an all-reduce reaches."""
 
     gbps: float
     reach: Reach
@@ -111,231 +103,113 @@ def expectation(topology: Topology, key: CurveKey, members: Sequence[GpuRef]) ->
         return None
     if not all(is_known(topology, ref) for ref in members):
         return None
-    inside = _inside(topology, key, members)
-    share = OPERATIONS[key.operation]
-    factor = bus_factor(key.operation, ranks)
-    fill_s = FILL_S + FILL_PER_RANK_S * min(ranks, 16)
-    slowest = bottleneck(_paths(topology, members))
-    if slowest is not None and slowest.kind is PathKind.NET:
-        network = network_share(topology, key.operation, members, key.group.concurrent_groups)
-        if network is None:
-            return None
-        most = inside.gbps * inside.reach.usual if inside else network.best_gbps
-        usual = min(network.best_gbps, most)
-        bar = NETWORK_BAR * min(network.plain_gbps, usual)
-        source = "NCCL counts 12 GB/s per 100 Gbit/s (NET_BW, src/graph/topo.h); bar: Azure's 18 of 24, 40 of 48"
-        return Expectation(usual, bar, network.words, source, Provenance.ASSUMED, factor, fill_s + FILL_OF_NETWORK_S)
-    if inside is None:
+    group = Group(topology, members)
+    wires = _inside(group, key)
+    inside: Expectation | None = None
+    if wires is not None:
+        reach = wires.reach.of(OPERATIONS[key.operation])
+        usual = wires.gbps * reach.usual
+        factor, fill_s = bus_factor(key.operation, ranks), FILL_S + FILL_PER_RANK_S * min(ranks, 16)
+        ring = Expectation(usual, usual * reach.bar, wires.words, wires.source, wires.provenance, factor, fill_s)
+        inside = _with_nvls(group, key, wires, ring) or ring
+    return _over_network(group, key, inside) if group.crosses_network else inside
+
+
+def _over_network(group: Group, key: CurveKey, inside: Expectation | None) -> Expectation | None:
+    """As much as the NICs let through, and no more than the wires inside the nodes."""
+    network = network_share(group.topology, key.operation, group.members, key.group.concurrent_groups)
+    if network is None:
         return None
-    reach = inside.reach.of(share)
-    ring_gbps = inside.gbps * reach.usual
-    ring = Expectation(ring_gbps, ring_gbps * reach.bar, inside.words, inside.source, inside.provenance, factor, fill_s)
-    return _with_nvls(topology, key, members, inside, ring) or ring
+    usual = min(network.best_gbps, inside.busbw_gbps) if inside else network.best_gbps
+    ranks = len(group.members)
+    return Expectation(
+        busbw_gbps=usual,
+        bar_gbps=NETWORK_BAR * min(network.plain_gbps, usual),
+        words=network.words,
+        source=f"NCCL: 12 GB/s per 100 Gbit/s ({_NCCL}/topo.h); bar: Azure's health checks, 18 of 24 and 40 of 48",
+        provenance=Provenance.ASSUMED,
+        factor=bus_factor(key.operation, ranks),
+        fill_s=FILL_S + FILL_PER_RANK_S * min(ranks, 16) + FILL_OF_NETWORK_S,
+    )
 
 
-def _with_nvls(
-    topology: Topology, key: CurveKey, members: Sequence[GpuRef], inside: _Wires, ring: Expectation
-) -> Expectation | None:
+def _with_nvls(group: Group, key: CurveKey, wires: _Wires, ring: Expectation) -> Expectation | None:
     """An all-reduce inside the switch, by NCCL's model of it. None where it is not to be expected."""
-    ranks = len(members)
+    ranks = len(group.members)
     if key.operation != "all_reduce" or key.nvls is False or key.p2p_enabled is False:
         return None
-    if key.nvls is None and not (ranks >= NVLS_LEAST_RANKS and can_nvls(topology, members)):
+    if key.nvls is None and not (ranks >= NVLS_LEAST_RANKS and group.can_nvls):
         return None
-    major = min((c[0] for ref in members if (c := _capability(topology, ref))), default=0)
+    major = min((c[0] for place in range(ranks) if (c := group.capability(place))), default=0)
     share = NVLS_EFFICIENCY.get(major)
-    if share is None:
-        return None
-    bar = inside.gbps * share * NVLS_PAYLOAD * ring.factor
+    bar = wires.gbps * share * NVLS_PAYLOAD * ring.factor if share else 0.0
     if bar <= ring.bar_gbps:
         return None
-    words = f"{inside.words}, reduced in the NVSwitch (NVLS: more than the links carry)"
-    source = "NCCL's nvlsEfficiency (src/graph/tuning.cc), which is Azure's threshold of 460 on 8 H100"
-    return Expectation(
-        bar * NVLS_USUAL, bar, words, source, Provenance.CATALOG, ring.factor, ring.fill_s, True, ring.bar_gbps
+    words = f"{wires.words}, reduced in the NVSwitch (NVLS: more than the links carry)"
+    return replace(
+        ring,
+        busbw_gbps=bar * NVLS_USUAL,
+        bar_gbps=bar,
+        words=words,
+        source=f"nvlsEfficiency of NCCL ({_NCCL}/tuning.cc), which makes Azure's threshold of 460 on 8 H100",
+        nvls=True,
+        without_nvls_gbps=ring.bar_gbps,
     )
 
 
-def is_known(topology: Topology, ref: GpuRef) -> bool:
-    """Whether the topology has such a GPU: a survey may come from anywhere."""
-    return 0 <= ref.node < len(topology.nodes) and 0 <= ref.gpu < len(topology.nodes[ref.node].gpus)
-
-
-def can_nvls(topology: Topology, members: Sequence[GpuRef]) -> bool:
-    """Hopper or newer, all pairs joined through a switch: each pair then has all links of its GPUs."""
-    for ref in members:
-        capability = _capability(topology, ref)
-        if capability is None or capability[0] not in NVLS_EFFICIENCY:
-            return False
-    links = max((_links_of(topology, ref) or 0) for ref in members)
-    return len(members) > 2 and all(
-        path.kind is PathKind.MNNVL
-        or (path.kind is PathKind.NVLINK and (path.through is Through.SWITCH or _is_whole(path, links)))
-        for path in _paths(topology, members)
-    )
-
-
-def _is_whole(path: Path, links: int) -> bool:
-    return path.through is None and path.links is not None and path.links == links
-
-
-def _inside(topology: Topology, key: CurveKey, members: Sequence[GpuRef]) -> _Wires | None:
+def _inside(group: Group, key: CurveKey) -> _Wires | None:
     """The wires that a group has inside its nodes (or its NVLink domain)."""
-    paths = [path for path in _paths(topology, members) if path.kind is not PathKind.NET]
-    slowest = bottleneck(paths)
-    if slowest is None:
+    if group.slowest is None:
         return None
-    if key.p2p_enabled is not False:
-        kinds = {path.kind for path in paths}
-        if kinds & {PathKind.NVLINK, PathKind.MNNVL, PathKind.XGMI} and _has_ring(topology, members):
-            return _fabric(topology, members)
-    return _pcie(topology, key, members, slowest)
+    if key.p2p_enabled is not False and group.has_fabric:
+        return _fabric(group)
+    return _pcie(group, key, group.slowest.kind)
 
 
-def _has_ring(topology: Topology, members: Sequence[GpuRef]) -> bool:
-    """Whether a ring over fast paths visits all: surely so where each GPU has them to half of the others, itself
-    counted (Dirac, 1952), as in the cube mesh of a DGX-1. Members of each node are looked at alone."""
-    for ref in members:
-        peers = [
-            other for other in members if other != ref and (other.node == ref.node or _is_joined(topology, ref, other))
-        ]
-        fast = sum(topology.path(ref, other).is_fast for other in peers)
-        if 2 * fast < len(peers) + 1 and fast < len(peers):
-            return False
-    return True
-
-
-def _is_joined(topology: Topology, a: GpuRef, b: GpuRef) -> bool:
-    return topology.path(a, b).kind is PathKind.MNNVL
-
-
-def _fabric(topology: Topology, members: Sequence[GpuRef]) -> _Wires | None:
-    """By the GPU that has the fewest links into the group, or the slowest."""
+def _fabric(group: Group) -> _Wires | None:
+    """By the GPU that has the least bandwidth into the group."""
     found: list[_Wires] = []
-    for ref in members:
-        others = [(other, topology.path(ref, other)) for other in members if other != ref]
-        fast = [path for _, path in others if path.is_fast]
-        if not fast:
-            return None
-        switched = _is_switched(topology, ref, fast)
-        links = _links_into(topology, ref, fast, is_switched=switched)
-        per_link = _per_link(topology, ref, fast[0])
+    for place in range(len(group.members)):
+        if not group.rows[place]:  # alone on its node
+            continue
+        links, per_link = group.links(place), group.gbps_per_link(place)
         if links is None or per_link is None:
             return None
-        kind = "xGMI link" if fast[0].kind is PathKind.XGMI else "NVLink"
-        words = f"{count(links, kind)} of {figure(per_link)} GB/s each"
-        if fast[0].kind is PathKind.XGMI:
-            reach, source = Reach(0.97, OTHER_BAR), "RCCL's figure per xGMI link (src/graph/topo.h)"
-        else:
-            reach = nvlink_reach(_capability(topology, ref), len(members), is_switched=switched)
-            source = "NCCL's figure per link (src/graph/topo.h) and public tables of nccl-tests"
+        is_xgmi = group.fast(place)[0].kind is PathKind.XGMI
+        capability, switched = group.capability(place), group.is_switched(place)
+        reach = XGMI_RING if is_xgmi else nvlink_reach(capability, len(group.members), is_switched=switched)
         if not switched and found and found[0].gbps != links * per_link:
             reach = Reach(reach.usual, UNEVEN_BAR)
+        words = f"{count(links, 'xGMI link' if is_xgmi else 'NVLink')} of {figure(per_link)} GB/s each"
+        source = (
+            "RCCL's figure per xGMI link (github.com/ROCm/rccl, src/graph/topo.h)"
+            if is_xgmi
+            else f"NCCL's figure per link ({_NCCL}/topo.h); public tables of nccl-tests; Azure's health checks"
+        )
         found.append(_Wires(links * per_link, reach, words, source, Provenance.CATALOG))
-    slowest = min(found, key=lambda one: one.gbps)
-    return replace(slowest, reach=Reach(slowest.reach.usual, min(one.reach.bar for one in found)))
+    slowest = min(found, key=lambda wires: wires.gbps)
+    return replace(slowest, reach=Reach(slowest.reach.usual, min(wires.reach.bar for wires in found)))
 
 
-def _is_switched(topology: Topology, ref: GpuRef, paths: Sequence[Path]) -> bool:
-    links = _links_of(topology, ref)
-    return all(
-        path.kind is PathKind.MNNVL or path.through is Through.SWITCH or (links is not None and _is_whole(path, links))
-        for path in paths
-    )
-
-
-def _links_into(topology: Topology, ref: GpuRef, fast: Sequence[Path], *, is_switched: bool) -> int | None:
-    """Active links that lead to the group. Through a switch all pairs share the GPU's; else each pair has its own."""
-    told = [path.links for path in fast if path.kind is not PathKind.MNNVL]
-    active = topology.gpu(ref).nvlinks_active
-    if any(links is None for links in told) or not told:
-        links = active or _links_of(topology, ref)
-        return links if links and (is_switched or len(fast) == 1) else None
-    known = [links for links in told if links is not None]
-    most = (active or _links_of(topology, ref) or max(known)) if fast[0].kind is PathKind.NVLINK else _LARGEST_BOND
-    return max(1, min(min(known) if is_switched else sum(known), most))
-
-
-def _per_link(topology: Topology, ref: GpuRef, path: Path) -> float | None:
-    figures = _figures(topology, ref)
-    if path.kind is PathKind.XGMI:
-        return XGMI_KERNEL_GBPS.get(figures.key) if figures else None
-    if path.kind not in (PathKind.NVLINK, PathKind.MNNVL):
-        return None
-    return nvlink_kernel_gbps(_capability(topology, ref), path.version or (figures.nvlink_version if figures else None))
-
-
-def _pcie(topology: Topology, key: CurveKey, members: Sequence[GpuRef], slowest: Path) -> _Wires | None:
+def _pcie(group: Group, key: CurveKey, kind: PathKind) -> _Wires | None:
     """PCIe by the narrowest port of the group, as far as the slowest path lets it through."""
-    wires = [port_gbps(topology, ref) for ref in members]
-    ports = [wire for wire in wires if wire is not None]
-    if len(ports) < len(wires):
+    ports = [port_gbps(group.gpu(place)) for place in range(len(group.members))]
+    known = [port for port in ports if port is not None]
+    if len(known) < len(ports):
         return None
-    least_gbps, port = min(ports)
-    kind = slowest.kind if slowest.kind in PCIE_BARS else PathKind.SYS
-    gbps, bar, words = least_gbps * PCIE_EFFICIENCY, PCIE_BARS[kind], f"{port}, {_through(kind)}"
-    if any(topology.nodes[ref.node].virtualization not in (None, "bare") for ref in members):
-        bar = min(bar, PCIE_BARS[PathKind.SYS])  # levels are the hypervisor's choice
-    if key.p2p_enabled is False or _is_staged(topology, members):
+    least_gbps, port = min(known)
+    inside_switch = kind in (PathKind.PIX, PathKind.PXB)
+    where = kind.value if kind in PCIE_BARS else "of an unknown kind"
+    words = f"{port}, through {'PCIe switches' if inside_switch else 'host bridges'} ({where})"
+    gbps, bar = least_gbps * PCIE_EFFICIENCY, PCIE_BARS.get(kind, HOST_BAR)
+    if group.is_virtual:
+        bar = min(bar, HOST_BAR)
+    if key.p2p_enabled is False or group.is_staged:
         gbps, bar, words = gbps * STAGED_IN_HOST_MEMORY, min(bar, HOST_BAR), f"{port}, through host memory"
     at_once = key.group.concurrent_groups
-    if at_once > 1 and kind not in (PathKind.PIX, PathKind.PXB):  # a root complex of each socket, a link between them
-        sockets = (
-            1 if kind is PathKind.SYS else len({gpu.numa_node for gpu in topology.nodes[members[0].node].shape.gpus})
-        )
+    if at_once > 1 and not inside_switch:  # a root complex of each socket, one link between them
+        shape = group.topology.nodes[group.members[0].node].shape
+        sockets = len({gpu.numa_node for gpu in shape.gpus}) if kind in (PathKind.PHB, PathKind.NODE) else 1
         gbps, words = gbps / max(1.0, at_once / sockets), f"{words}, {at_once} groups at once"
-    source = "NCCL counts 12 GB/s of a Gen3 x16 (PCI_BW, src/graph/topo.h); bar: public figures of such boards"
+    source = f"NCCL: 12 GB/s of a Gen3 x16 ({_NCCL}/topo.h); bar: public figures of such boards"
     return _Wires(gbps, Reach(1.0, bar), words, source, Provenance.ASSUMED)
-
-
-def _through(kind: PathKind) -> str:
-    inside = kind in (PathKind.PIX, PathKind.PXB)
-    return f"through PCIe switches ({kind.value})" if inside else f"through host bridges ({kind.value})"
-
-
-def _is_staged(topology: Topology, members: Sequence[GpuRef]) -> bool:
-    """Whether the driver offers no peer access: by its word where it has one, else as on GeForce boards."""
-    told = [path.p2p for path in _paths(topology, members) if path.p2p is not None]
-    statuses = [status for p2p in told for status in (p2p.read, p2p.write) if status not in (None, P2pStatus.UNKNOWN)]
-    if statuses:
-        return any(status is not P2pStatus.OK for status in statuses)
-    return any("geforce" in (topology.gpu(ref).name or "").lower() for ref in members)
-
-
-def port_gbps(topology: Topology, ref: GpuRef) -> tuple[float, str] | None:
-    """A GPU's PCIe port in one direction, after line coding, and its name: 'PCIe Gen4 x16'. None: not known.
-
-    The width is the present one, the generation the largest that port and slot agree on: the present one drops while
-    a GPU idles.
-    """
-    port, figures = topology.gpu(ref).pcie, _figures(topology, ref)
-    generation = (port.generation_max if port else None) or (figures.pcie_generation if figures else None)
-    width = ((port.width or port.width_max) if port else None) or (figures.pcie_width if figures else None)
-    if generation is None or width is None:
-        return None
-    try:
-        return pcie_gbps(generation, width), f"PCIe Gen{generation} x{width}"
-    except ValueError:
-        return None
-
-
-def _paths(topology: Topology, members: Sequence[GpuRef]) -> list[Path]:
-    return [topology.path(a, b) for i, a in enumerate(members) for b in members[i + 1 :]]
-
-
-def _capability(topology: Topology, ref: GpuRef) -> tuple[int, int] | None:
-    figures = _figures(topology, ref)
-    return topology.gpu(ref).compute_capability or (figures.compute_capability if figures else None)
-
-
-def _links_of(topology: Topology, ref: GpuRef) -> int | None:
-    """All links that the model has."""
-    figures = _figures(topology, ref)
-    return topology.gpu(ref).nvlinks_total or (figures.nvlinks if figures else None)
-
-
-def _figures(topology: Topology, ref: GpuRef) -> GpuFigures | None:
-    return _figures_of(topology.gpu(ref).name)
-
-
-_figures_of = lru_cache(maxsize=256)(gpu_figures)

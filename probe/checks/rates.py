@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from probe.catalog import GpuFigures, gpu_figures, pcie_gbps
-from probe.checks.expectation import is_known, port_gbps
+from probe.checks.group import is_known, port_gbps
 from probe.checks.reading import Reading, finding, named
 from probe.finding import Finding
 from probe.links import MATRIX_EFFICIENCY
@@ -25,6 +25,8 @@ COPY_REACH = 0.83
 """Of PCIe after line coding, what copies of pinned memory reach: 26 of 31.5 GB/s on Gen4 x16, 55 of 63 on Gen5."""
 COPY_BAR = 0.63
 """Azure's health checks (check_gpu_bw): 10 of 15.75 GB/s on Gen3 x16, 21 of 31.5 on Gen4 x16."""
+_MOST_REACHED = 0.92
+"""Assumed: no copy carries more than that of a link."""
 COPIES_APART = 0.2
 """Between equal GPUs: the way to the host depends on the socket that the process ran on."""
 
@@ -106,7 +108,7 @@ def _peak_tflops(figures: GpuFigures, dtype: str | None) -> float | None:
 def _slow_links(topology: Topology, copies: list[Rate]) -> Iterator[Finding]:
     """Copies run on all GPUs at once, so those under one PCIe switch share its uplink."""
     for gpu in sorted({rate.gpu for rate in copies}):
-        port = port_gbps(topology, gpu)
+        port = port_gbps(topology.gpu(gpu))
         if port is None:
             continue
         gbps, words = port
@@ -133,10 +135,12 @@ def _shares_a_switch(topology: Topology, a: GpuRef, b: GpuRef) -> bool:
 
 
 def _looks_like(value: float, port: float) -> str:
-    """The fastest common link that could not do better."""
-    slower = [(pcie_gbps(g, w), f"Gen{g} x{w}") for g in (1, 2, 3, 4) for w in (16, 8, 4)]
-    fits = [(gbps, name) for gbps, name in slower if value <= gbps * 0.92 and gbps < port]
-    return f", as a link of {min(fits)[1]} gives" if fits else ""
+    """The slowest links that could do as much, which are equally fast in pairs: Gen2 x16 and Gen3 x8."""
+    slower = [(pcie_gbps(g, w), f"Gen{g} x{w}") for g in (1, 2, 3, 4) for w in (4, 8, 16)]
+    fits = [(gbps, name) for gbps, name in slower if value <= gbps * _MOST_REACHED and gbps < port]
+    least = min((gbps for gbps, _ in fits), default=0.0)
+    names = [name for gbps, name in fits if gbps < least * 1.05]
+    return f", as over {' or '.join(names)}" if names else ""
 
 
 def _name(rate: Rate) -> str:

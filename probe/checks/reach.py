@@ -37,6 +37,9 @@ OTHER_BAR = 0.91
 """Of links whose GPUs no public table covers, and of links that lead straight to each peer: Azure's 110 of the 120
 that six NVLinks of a V100 carry (ND40rs v2)."""
 
+XGMI_RING = Reach(0.97, OTHER_BAR)
+"""47.7 of 48 GB/s on 2 MI300X, 313 of 336 on 8 (ml-engineering, rccl-tests)."""
+
 UNEVEN_BAR = 0.7
 """Assumed of direct links that are not as many at each GPU: rings may not use all of them."""
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from probe.checks.codes_measured import CODES_MEASURED
-from probe.checks.expectation import Expectation, expectation, is_known
+from probe.checks.expectation import Expectation, expectation
+from probe.checks.group import is_known
 from probe.curve import Profile, bus_factor, profiles
 from probe.finding import Finding, Severity
 from probe.measurement import Curve, Sample, Survey

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from probe.checks.group import is_known
 from probe.checks.reading import Reading, best_s, busbw, finding, label, named
 from probe.finding import Finding
 from probe.measurement import Curve
@@ -108,7 +109,7 @@ def _wrong(reading: Reading) -> Iterator[Finding]:
         told = [f"{named([v.source], topology)} -> {named([v.target], topology)}" for v in wrong]
         why = next((f" ({v.detail})" for v in wrong if v.detail), "")
         whole = f"{count(len(wrong), 'direction')} of {len(reading.survey.verifications):,}"
-        gpus = sorted({ref for v in wrong for ref in (v.source, v.target)})
+        gpus = sorted({ref for v in wrong for ref in (v.source, v.target) if is_known(topology, ref)})
         yield finding(
             "p2p-fails-check",
             f"what P2P wrote was not read back in {whole}: {some(told, _MOST_NAMED)}{why}",
