@@ -13,7 +13,6 @@ from probe.finding import Finding, Severity
 from probe.links import LIBRARY_ALPHA_S
 from probe.measurement import Curve, Sample
 from probe.stability import instabilities
-from probe.topology import PathKind
 from probe.units import count, figure, message_size, seconds, some
 
 GOOD_HOST = 0.7
@@ -101,13 +100,12 @@ def _below_good_hosts(reading: Reading, curve: Curve, expected: Expectation) -> 
 
 def _slow_start(reading: Reading, curve: Curve) -> Iterator[Finding]:
     """Small all-reduces of a single group, whose time is start-up alone."""
-    alpha_s = reading.profiles[id(curve)].alpha_s
-    small = curve.samples[0].size_bytes <= SMALL_BYTES
-    if alpha_s is None or not small or curve.key.operation != "all_reduce" or curve.key.group.concurrent_groups > 1:
+    small = [best_s(s) for s in curve.samples if s.size_bytes <= SMALL_BYTES]
+    if not small or curve.key.operation != "all_reduce" or curve.key.group.concurrent_groups > 1:
         return
-    alpha_s = min(best_s(s) for s in curve.samples if s.size_bytes <= SMALL_BYTES)
-    kinds = {reading.topology.path(a, b).kind for a in curve.members for b in curve.members if a != b}
-    wires = "NET" if PathKind.NET in kinds else "NVLINK" if all(k.is_fast for k in kinds) else "PCIE"
+    alpha_s, group = min(small), Group(reading.topology, curve.members)
+    is_fast = group.slowest is not None and group.slowest.is_fast
+    wires = "NET" if group.crosses_network else "NVLINK" if is_fast else "PCIE"
     base_s, rank_s = LIBRARY_ALPHA_S[wires]
     usual_s = base_s + rank_s * curve.ranks
     if alpha_s > SLOW_START * usual_s:
