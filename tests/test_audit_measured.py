@@ -364,6 +364,13 @@ def test_odd_surveys_are_audited_without_a_crash(break_it: Callable[[Survey], Su
     audit(break_it(honest(machine("l40s-8"))))
 
 
+def test_hostile_words_stay_on_one_line() -> None:
+    survey = told(reduced("hgx-a100", 235.0), ("transport", "SHM/\x1b[31m\n" + "x" * 5000))
+    found = finding_of(survey, "nccl-not-peer-to-peer")
+    assert found.seen.isprintable()
+    assert len(found.seen) <= 600
+
+
 def test_graphs_and_several_groups_at_once_are_not_mistaken_for_slow_ones() -> None:
     topology = machine("a100-pcie-8")
     sizes = tuple(s for s in SIZES if s <= 1 << 20)

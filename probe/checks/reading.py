@@ -10,6 +10,7 @@ from probe.checks.codes_measured import CODES_MEASURED
 from probe.checks.expectation import Expectation, expectation
 from probe.checks.group import is_known
 from probe.curve import Profile, bus_factor, profiles
+from probe.errors import one_line
 from probe.finding import Finding, Severity
 from probe.measurement import Curve, Sample, Survey
 from probe.statistics import median
@@ -127,7 +128,7 @@ def finding(
     return Finding(
         code=code,
         severity=severity or CODES_MEASURED[code].severity,
-        seen=seen,
+        seen=one_line(seen, 600),
         cure=cure or CODES_MEASURED[code].cure,
         provenance=Provenance.MEASURED,
         expected=expected[0] if expected else None,
