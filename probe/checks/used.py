@@ -67,7 +67,7 @@ def _between_nodes(reading: Reading, transports: set[str]) -> Iterator[Finding]:
         return
     topology = reading.topology
     nics = {nic.name: nic for ref in members for nic in topology.nodes[ref.node].shape.nics}
-    rdma = sorted(name for name, nic in nics.items() if is_rdma(nic) and (nic.state or "up").lower() in ("active", "up"))
+    rdma = sorted(name for name, nic in nics.items() if is_rdma(nic) and nic.state in (None, "active", "up"))
     sockets = sorted(t for t in transports if t.startswith("NET/Socket"))
     if sockets and rdma:
         yield finding(
