@@ -20,6 +20,7 @@ _COMMANDS = {
     "launch": ("configgen.cli.launch", "Start this node's part of a plan."),
     "check": ("configgen.cli.check", "Say what a command that runs today costs on these wires."),
     "compare": ("configgen.cli.compare", "Say whether numbers measured on A carry over to B."),
+    "history": ("configgen.cli.history", "Say what changed since, link by link."),
     "models": ("configgen.cli.tables", "List the models whose facts are built in."),
     "machines": ("configgen.cli.tables", "List the synthetic machines."),
     "schema": ("configgen.cli.tables", "Print the JSON Schema of a document."),

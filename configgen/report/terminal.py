@@ -18,6 +18,7 @@ from configgen.comparison import Comparison
 from configgen.launch import Given, Launch
 from configgen.plan import Alternative, Plan
 from configgen.report.lines import gpus_line, island_text, islands_line
+from configgen.report.table import Line
 from probe.errors import one_line, printable
 from probe.islands import Island, islands
 from probe.measurement import Survey
@@ -140,8 +141,13 @@ def print_survey(survey: Survey) -> None:
     """What was measured, and how far it can be trusted."""
     from configgen.report.survey import survey_lines
 
+    print_lines(survey_lines(survey))
+
+
+def print_lines(lines: Iterable[Line]) -> None:
+    """Lines as they are, in the colours of their roles."""
     with _console() as console:
-        for line in survey_lines(survey):
+        for line in lines:
             console.print(Text(printable(line.text), style=_STYLES.get(line.role, "")), soft_wrap=True)
 
 
