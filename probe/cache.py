@@ -21,8 +21,6 @@ _FILES_READ = 16
 _MOST_BYTES = 128 << 20
 _FITNESS = {True: 2, None: 1, False: 0}
 """Of a survey, by whether its NCCL is the installed one."""
-ELSEWHERE = "on an equal machine"
-"""In the origin of curves: they were measured on other GPUs, and recalled since the wires are alike."""
 _NCCL_RECORD = re.compile(r"nvidia_nccl_cu[0-9]{1,3}-([0-9]{1,4}\.[0-9]{1,4}\.[0-9]{1,4})[^/]{0,40}\.dist-info")
 
 

@@ -55,10 +55,10 @@ _BY_AUDIT = ("times", "starts", "findings")
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Where an audit was put. `points` is 0 where its figures are another machine's, or were kept before."""
+    """Where an audit was put. `figures` is 0 where nothing was measured since the one before."""
 
     file: Path
-    points: int
+    figures: int
     dropped: int
     """Older audits of this machine that made room."""
 
@@ -77,11 +77,11 @@ def history_file() -> Path:
 def keep(survey: Survey, findings: Sequence[Finding], path: Path | None = None, *, audited_at: str) -> Kept:
     """Adds one audit, whole or not at all; several may keep at the same time. Raises UsageError.
 
-    Figures that the cache recalled from an equal machine are not this machine's own and are left out; figures that
-    stand in the file already are not repeated.
+    Its figures must be this machine's own, not recalled from an equal one; those that stand in the file already are
+    not repeated.
     """
     file = path or history_file()
-    found = [] if _is_elsewhere(survey) else list(figures(survey))
+    found = list(figures(survey))
     measurement = _measurement(found)
     with _opened(file, writing=True) as db:
         machine = _machine(db, survey)
@@ -205,12 +205,6 @@ def _facts(survey: Survey) -> str:
         **{f"environment {name}": value for name, value in survey.environment[:_MOST_FACTS]},
     }
     return json.dumps({one_line(name, 80): one_line(value, _MOST_TEXT) for name, value in told.items() if value})
-
-
-def _is_elsewhere(survey: Survey) -> bool:
-    from probe.cache import ELSEWHERE
-
-    return any(origin.fact == "curves" and ELSEWHERE in origin.source for origin in survey.origins)
 
 
 def _measurement(found: Sequence[Figure]) -> str | None:

@@ -14,7 +14,7 @@ from probe.measurement import CurveKey, Evidence, HealthSnapshot, Survey, Verifi
 from probe.sources.registry import read_file
 from probe.statistics import median
 from probe.store import TopologyDocument, holds_survey, reading, topology_of
-from probe.topology import GpuRef, Notice, Origin, Topology
+from probe.topology import GpuRef, Notice, Origin, Topology, require
 
 T = TypeVar("T", bound=Hashable)
 Point = tuple[CurveKey, tuple[GpuRef, ...], int]
@@ -79,6 +79,20 @@ def read_outline(path: str, pool: Pool) -> Outline:
     from probe.store import decode_survey
 
     return _outlined(read_file(path), path, pool, lambda: decode_survey(read_file(path), where=path))
+
+
+def lean(survey: Survey) -> Survey:
+    """With the few sizes of each curve, raw times and all, at which many are compared. Raises ValueError where a curve
+    names GPUs that the machine lacks."""
+    nodes = survey.topology.nodes
+    for ref in {ref for curve in survey.curves for ref in curve.members}:
+        known = 0 <= ref.node < len(nodes) and 0 <= ref.gpu < len(nodes[ref.node].gpus)
+        require(known, f"curves: node {ref.node} has no GPU {ref.gpu}")
+    few = (
+        replace(curve, samples=tuple(s for s in curve.samples if _counts(s.size_bytes) or s is curve.samples[-1]))
+        for curve in survey.curves
+    )
+    return replace(survey, curves=tuple(few))
 
 
 class _Sample(msgspec.Struct):

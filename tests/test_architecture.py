@@ -37,7 +37,8 @@ LAZY = ("torch", "ray", "jinja2", "huggingface_hub", "psutil", "pynvml", "yaml",
 
 PURE = {
     *("probe.topology", "probe.islands", "probe.measurement", "probe.catalog", "probe.errors", "probe.units"),
-    *("probe.statistics", "probe.curve", "probe.stability", "probe.drift", "probe.outliers"),
+    *("probe.statistics", "probe.curve", "probe.stability", "probe.finding"),
+    *("probe.drift", "probe.outliers", "probe.fleet_audit"),
     *("probe.rails", "probe.tiling", "probe.bench.candidates", "probe.bench.schedule"),
     *("probe.bench.seen", "probe.bench.conductor", "probe.bench.rehearsal", "probe.bench.generations"),
     *("configgen.plan", "configgen.search", "configgen.decide", "configgen.memory", "configgen.model"),

@@ -77,7 +77,7 @@ class Sources:
 
 def _recalled(survey: Survey) -> Survey:
     """The survey with what the cache knows of its wires, and where it was measured."""
-    from probe.cache import ELSEWHERE, same_gpus, search
+    from probe.cache import same_gpus, search
 
     found = search(survey.topology, other_library=True)
     for notice in found.notices:
@@ -85,7 +85,7 @@ def _recalled(survey: Survey) -> Survey:
     if found.survey is None or found.measured_on is None:
         return survey
     name = found.measured_on.nodes[0].hostname
-    other = ELSEWHERE + (f", {name}" if name else "")
+    other = "on an equal machine" + (f", {name}" if name else "")
     return _said(
         found.survey,
         f"cache {found.file}" + (f", {found.library}" if found.library else ""),

@@ -1,0 +1,127 @@
+"""A fleet's audit -> versioned JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from probe.finding import Finding, Severity
+from probe.fleet_audit import Deviation, FleetAudit, Odd
+from probe.store import to_json
+
+FLEET_SCHEMA_VERSION = 1
+
+
+class HostDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """A machine; `findings` are its failures and warnings, `deviations` what is slower than on its equals."""
+
+    number: int
+    file: str
+    hostname: str | None
+    fingerprint: str
+    gpus: str
+    drivers: tuple[str, ...]
+    libraries: tuple[str, ...]
+    measured_at: str | None
+    lab: str | None
+    findings: tuple[Finding, ...]
+    deviations: tuple[Deviation, ...]
+
+
+class CodeDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """A code at its gravest; `hosts` are numbers of machines."""
+
+    code: str
+    severity: Severity
+    hosts: tuple[int, ...]
+
+
+class GroupDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """Machines of equal wires; `judged` says whether there were enough to judge each by the others."""
+
+    fingerprint: str
+    lab: bool
+    measured: int
+    judged: bool
+    hosts: tuple[int, ...]
+
+
+class UnreadableDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that is no survey."""
+
+    file: str
+    reason: str
+
+
+class FleetDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """What `wirelore audit --fleet --format json` prints. `worst` are numbers of machines, the worst first."""
+
+    schema_version: int
+    audited_at: str
+    verdict: str
+    passes: bool
+    worst: tuple[int, ...]
+    hosts: tuple[HostDocument, ...]
+    codes: tuple[CodeDocument, ...]
+    groups: tuple[GroupDocument, ...]
+    odd: tuple[Odd, ...]
+    unreadable: tuple[UnreadableDocument, ...]
+    older_surveys: int
+    unconfirmed: int
+
+
+def encode_fleet(fleet: FleetAudit, *, verdict: str, audited_at: str) -> bytes:
+    """The fleet document as indented JSON, UTF-8, ending in a newline."""
+    hosts = tuple(
+        HostDocument(
+            number=n,
+            file=_text(host.file),
+            hostname=host.hostname,
+            fingerprint=host.fingerprint,
+            gpus=host.gpus,
+            drivers=host.drivers,
+            libraries=host.libraries,
+            measured_at=host.measured_at,
+            lab=host.lab,
+            findings=tuple(found for found in host.findings if found.severity is not Severity.INFO),
+            deviations=own.deviations if (own := fleet.by_host.get(n)) else (),
+        )
+        for n, host in enumerate(fleet.hosts)
+    )
+    document = FleetDocument(
+        schema_version=FLEET_SCHEMA_VERSION,
+        audited_at=audited_at,
+        verdict=verdict,
+        passes=fleet.passes,
+        worst=fleet.ranked,
+        hosts=hosts,
+        codes=tuple(CodeDocument(code=code, severity=severity, hosts=found) for code, severity, found in fleet.codes),
+        groups=tuple(
+            GroupDocument(
+                fingerprint=group.fingerprint,
+                lab=group.lab,
+                measured=group.measured,
+                judged=group.is_judged,
+                hosts=group.hosts,
+            )
+            for group in fleet.groups
+        ),
+        odd=fleet.odd,
+        unreadable=tuple(
+            UnreadableDocument(file=_text(file), reason=_text(reason)) for file, reason in fleet.unreadable
+        ),
+        older_surveys=fleet.older,
+        unconfirmed=fleet.unconfirmed,
+    )
+    return to_json(document)
+
+
+def _text(name: str) -> str:
+    """A file's name that is no UTF-8 as text that JSON can hold."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def fleet_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of a fleet's audit."""
+    return msgspec.json.schema(FleetDocument)
