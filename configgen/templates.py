@@ -46,8 +46,8 @@ def part(name: str) -> str:
 def _environment(*, autoescape: bool) -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    return Environment(  # noqa: S701 - pages are escaped, and shell words go through filters of their own
-        autoescape=autoescape,
+    return Environment(
+        autoescape=autoescape,  # noqa: S701 - of shell, not HTML, the filters above escape what needs it
         loader=FileSystemLoader(templates_folder()),
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from probe.finding import Finding, Severity
@@ -42,15 +42,23 @@ class Points:
         self.all: list[Point] = []
         self.places: list[int] = []
         """Of each point: points that differ in their size alone have one place."""
-        self._numbers: dict[Point, int] = {}
-        self._places: dict[tuple[Subject, tuple[GpuRef, ...]], int] = {}
+        self._places: dict[tuple[Subject, tuple[GpuRef, ...]], tuple[int, dict[int | None, int]]] = {}
 
-    def number(self, point: Point) -> int:
-        number = self._numbers.setdefault(point, len(self.all))
-        if number == len(self.all):
-            self.all.append(point)
-            self.places.append(self._places.setdefault((point.subject, point.members), len(self._places)))
-        return number
+    def numbers(
+        self, subject: Subject, members: tuple[GpuRef, ...], sizes_bytes: Sequence[int | None]
+    ) -> Iterator[int]:
+        """Those of one place at these sizes."""
+        place, known = self._places.setdefault((subject, members), (len(self._places), {}))
+        for size_bytes in sizes_bytes:
+            number = known.setdefault(size_bytes, len(self.all))
+            if number == len(self.all):
+                self.all.append(Point(subject, members, size_bytes))
+                self.places.append(place)
+            yield number
+
+    def adopted(self, others: Points) -> list[int]:
+        """The numbers that another list's points have here."""
+        return [n for one in others.all for n in self.numbers(one.subject, one.members, (one.size_bytes,))]
 
 
 @dataclass(frozen=True)
@@ -207,11 +215,10 @@ def host_of(survey: Survey, file: str, points: Points, findings: Sequence[Findin
     names = Counter(gpu.name or "GPU of unknown model" for node in topology.nodes for gpu in node.shape.gpus)
     seen, times_s = array("L"), array("d")
     for curve in survey.curves:
-        for sample in curve.samples:
-            seen.append(points.number(Point(curve.key, curve.members, sample.size_bytes)))
-            times_s.append(sample.p50_s)
+        seen.extend(points.numbers(curve.key, curve.members, [sample.size_bytes for sample in curve.samples]))
+        times_s.extend(sample.p50_s for sample in curve.samples)
     for rate in survey.rates:
-        seen.append(points.number(Point(RateKey(rate.kind, rate.unit, rate.dtype, rate.shape), (rate.gpu,), None)))
+        seen.extend(points.numbers(RateKey(rate.kind, rate.unit, rate.dtype, rate.shape), (rate.gpu,), (None,)))
         times_s.append(1 / rate.value)
     return Host(
         file=file,
@@ -231,6 +238,6 @@ def host_of(survey: Survey, file: str, points: Points, findings: Sequence[Findin
     )
 
 
-def renumbered(host: Host, theirs: Points, ours: Points) -> Host:
-    """The same host, with its points as another list of points numbers them."""
-    return replace(host, seen=array("L", [ours.number(theirs.all[number]) for number in host.seen]))
+def renumbered(host: Host, numbers: Sequence[int]) -> Host:
+    """The same host, its points numbered as another list has them."""
+    return replace(host, seen=array("L", [numbers[number] for number in host.seen]))

@@ -13,9 +13,9 @@ from probe.audit import audit
 from probe.errors import SourceError, UsageError, WireloreError, one_line
 from probe.fleet_audit import Deviation, FleetAudit, Host, Points, host_of, renumbered
 from probe.outliers import audit_hosts, confirmed
-from probe.outline import lean
+from probe.outline import read_lean
 from probe.sources.registry import read_file
-from probe.store import decode_survey, reading
+from probe.store import decode_survey
 
 _AT_ONCE = 16
 """Files that a process reads before it answers: their points travel once."""
@@ -43,7 +43,8 @@ def audit_files(files: Sequence[str], *, processes: int | None = None) -> FleetA
     hosts: list[Host] = []
     unreadable: list[tuple[str, str]] = []
     for batch in _batches(files, processes or _processes(len(files))):
-        hosts += [renumbered(host, batch.points, points) for host in batch.hosts]
+        numbers = points.adopted(batch.points)
+        hosts += [renumbered(host, numbers) for host in batch.hosts]
         unreadable += batch.unreadable
     if not hosts:
         raise SourceError(
@@ -97,12 +98,10 @@ def _read(files: Sequence[str]) -> _Batch:
 
 def _host(file: str, points: Points) -> Host:
     """Audited at the few sizes that every measurement has: all of them would take three times as long."""
-    survey = decode_survey(read_file(file), where=file)
-    with reading(file):
-        few = lean(survey)
+    survey = read_lean(file)
     if survey.topology.gpu_count == 0:
         raise SourceError(f"{file} describes a machine without GPUs", cure=_CURE)
-    return host_of(few, file, points, audit(few))
+    return host_of(survey, file, points, audit(survey))
 
 
 def _confirmed(host: Host, deviations: Sequence[Deviation]) -> Sequence[Deviation]:

@@ -309,10 +309,12 @@ def _make_room(file: Path) -> None:
 
 
 def _version(db: sqlite3.Connection, file: Path) -> int:
-    (version,), (application,) = (
-        db.execute(f"PRAGMA {what}").fetchone() for what in ("user_version", "application_id")
+    # Tables first: whoever creates the file at this moment commits them and the application's id as one.
+    (tables,) = db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+    (application,), (version,) = (
+        db.execute(f"PRAGMA {what}").fetchone() for what in ("application_id", "user_version")
     )
-    if application != _APPLICATION and db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+    if tables and application != _APPLICATION:
         raise UsageError(f"{file} is a database, but no history of audits", cure="Name another file: --history FILE.")
     if version > len(MIGRATIONS):
         raise UsageError(

@@ -33,7 +33,11 @@ def fleet(
     """Honest machines: every figure scatters by `scatter`, and each machine as a whole by `own`."""
     points = Points()
     draw = NOISES[noise]
-    numbers = [(points.number(point), _typical_s(point)) for point in _points(places)]
+    numbers = [
+        (number, _typical_s(point))
+        for point in _points(places)
+        for number in points.numbers(point.subject, point.members, (point.size_bytes,))
+    ]
     hosts = []
     for n in range(machines):
         of_all = own * draw(rng)
