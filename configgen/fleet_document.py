@@ -6,11 +6,30 @@ from typing import Any
 
 import msgspec
 
+from configgen.report.fleet import verdict, what_text
 from probe.finding import Finding, Severity
-from probe.fleet_audit import Deviation, FleetAudit, Odd
+from probe.fleet_audit import Deviation, FleetAudit, Odd, RateKey
+from probe.measurement import CurveKey
 from probe.store import to_json
+from probe.topology import GpuRef
 
 FLEET_SCHEMA_VERSION = 1
+
+
+class DeviationDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """A figure that is slower than on equal machines. `curve` or `rate` says which; a rate has no size."""
+
+    what: str
+    curve: CurveKey | None
+    rate: RateKey | None
+    members: tuple[GpuRef, ...]
+    size_bytes: int | None
+    value: float
+    usual: float
+    unit: str
+    share: float
+    scatter: float
+    machines: int
 
 
 class HostDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +45,7 @@ class HostDocument(msgspec.Struct, frozen=True, kw_only=True):
     measured_at: str | None
     lab: str | None
     findings: tuple[Finding, ...]
-    deviations: tuple[Deviation, ...]
+    deviations: tuple[DeviationDocument, ...]
 
 
 class CodeDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,7 +90,7 @@ class FleetDocument(msgspec.Struct, frozen=True, kw_only=True):
     unconfirmed: int
 
 
-def encode_fleet(fleet: FleetAudit, *, verdict: str, audited_at: str) -> bytes:
+def encode_fleet(fleet: FleetAudit, *, audited_at: str) -> bytes:
     """The fleet document as indented JSON, UTF-8, ending in a newline."""
     hosts = tuple(
         HostDocument(
@@ -85,14 +104,14 @@ def encode_fleet(fleet: FleetAudit, *, verdict: str, audited_at: str) -> bytes:
             measured_at=host.measured_at,
             lab=host.lab,
             findings=tuple(found for found in host.findings if found.severity is not Severity.INFO),
-            deviations=own.deviations if (own := fleet.by_host.get(n)) else (),
+            deviations=tuple(map(_deviation, own.deviations)) if (own := fleet.by_host.get(n)) else (),
         )
         for n, host in enumerate(fleet.hosts)
     )
     document = FleetDocument(
         schema_version=FLEET_SCHEMA_VERSION,
         audited_at=audited_at,
-        verdict=verdict,
+        verdict=verdict(fleet),
         passes=fleet.passes,
         worst=fleet.ranked,
         hosts=hosts,
@@ -115,6 +134,23 @@ def encode_fleet(fleet: FleetAudit, *, verdict: str, audited_at: str) -> bytes:
         unconfirmed=fleet.unconfirmed,
     )
     return to_json(document)
+
+
+def _deviation(one: Deviation) -> DeviationDocument:
+    curve, rate = (None, one.subject) if isinstance(one.subject, RateKey) else (one.subject, None)
+    return DeviationDocument(
+        what=what_text(one),
+        curve=curve,
+        rate=rate,
+        members=one.members,
+        size_bytes=one.size_bytes,
+        value=one.value,
+        usual=one.usual,
+        unit=one.unit,
+        share=one.share,
+        scatter=one.scatter,
+        machines=one.machines,
+    )
 
 
 def _text(name: str) -> str:

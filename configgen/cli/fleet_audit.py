@@ -17,7 +17,7 @@ def audit_fleet(pattern: str, *, format: str = "text", output: Path | None = Non
         raise UsageError(f"a fleet is not told as {format}", cure=f"Take --format {', '.join(FORMATS)}.")
     from datetime import datetime, timezone
 
-    from configgen.report.fleet import fleet_lines, fleet_page, verdict
+    from configgen.report.fleet import fleet_lines, fleet_page
     from probe.fleet_files import audit_files, fleet_files
 
     fleet = audit_files(fleet_files(pattern))
@@ -25,7 +25,7 @@ def audit_fleet(pattern: str, *, format: str = "text", output: Path | None = Non
     if format == "json":
         from configgen.fleet_document import encode_fleet
 
-        put(encode_fleet(fleet, verdict=verdict(fleet), audited_at=now), output)
+        put(encode_fleet(fleet, audited_at=now), output)
     elif format == "html":
         put(fleet_page(fleet, audited_at=now).encode(), output)
     elif output is not None:
