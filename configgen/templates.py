@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from probe.errors import one_line
+from probe.errors import one_line, printable
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -31,10 +31,10 @@ def fill(name: str, **values: object) -> str:
 
 
 def fill_html(name: str, **values: object) -> str:
-    """Fills a template of a page: every text is escaped, on one line and without control characters, save what the
+    """Fills a template of a page: every text is escaped and without control characters, save what the
     template itself calls `safe`."""
     environment = _environment(autoescape=True)
-    environment.finalize = lambda value: one_line(value, 2000) if type(value) is str else value
+    environment.finalize = lambda value: printable(value) if type(value) is str else value
     return environment.get_template(name).render(**values)
 
 
@@ -46,8 +46,8 @@ def part(name: str) -> str:
 def _environment(*, autoescape: bool) -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    return Environment(
-        autoescape=autoescape,  # noqa: S701 - of shell, not HTML, the filters above escape what needs it
+    return Environment(  # noqa: S701 - what isn't HTML has escapes of its own
+        autoescape=autoescape,
         loader=FileSystemLoader(templates_folder()),
         undefined=StrictUndefined,
         trim_blocks=True,
