@@ -145,7 +145,7 @@ def print_survey(survey: Survey) -> None:
 
 
 def print_lines(lines: Iterable[Line]) -> None:
-    """Lines as they are, in the colours of their roles."""
+    """Each in the colour of its role, never wrapped."""
     with _console() as console:
         for line in lines:
             console.print(Text(printable(line.text), style=_STYLES.get(line.role, "")), soft_wrap=True)
