@@ -57,13 +57,15 @@ class CodeDocument(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GroupDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """Machines of equal wires; `judged` says whether there were enough to judge each by the others."""
+    """Machines of equal wires. `typical` is None where too few were measured to judge each by the others; `findings`
+    are that machine's, which its equals share."""
 
     fingerprint: str
     lab: bool
     measured: int
-    judged: bool
+    typical: int | None
     hosts: tuple[int, ...]
+    findings: tuple[Finding, ...]
 
 
 class UnreadableDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,8 +123,9 @@ def encode_fleet(fleet: FleetAudit, *, audited_at: str) -> bytes:
                 fingerprint=group.fingerprint,
                 lab=group.lab,
                 measured=group.measured,
-                judged=group.is_judged,
+                typical=group.typical,
                 hosts=group.hosts,
+                findings=group.findings,
             )
             for group in fleet.groups
         ),

@@ -145,18 +145,24 @@ class Odd:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Machines with one fingerprint. Those measured are judged by each other where there are four or more."""
+    """Machines with one fingerprint. Those measured are judged by each other where there are four or more; then
+    `typical` is the one nearest to the median of all, and `findings` what all figures of that one say: of every
+    machine that is like it."""
 
     fingerprint: str
     hosts: tuple[int, ...]
     measured: int
     lab: bool
-    figures: int
-    """Figures that could be compared."""
+    typical: int | None
+    findings: tuple[Finding, ...] = ()
 
     @property
     def is_judged(self) -> bool:
-        return self.figures > 0
+        return self.typical is not None
+
+    @property
+    def falls_short(self) -> bool:
+        return any(finding.severity is not Severity.INFO for finding in self.findings)
 
 
 @dataclass(frozen=True)
@@ -177,6 +183,30 @@ class FleetAudit:
         object.__setattr__(self, "by_host", {one.host: one for one in self.outliers})
 
     @property
+    def worth_a_closer_look(self) -> tuple[int, ...]:
+        """Machines that all their figures are to be asked of: those that stand out, those that no equals judge, and
+        of each group the typical one."""
+        alone = (n for group in self.groups if not group.is_judged for n in group.hosts if self.hosts[n].is_measured)
+        typical = (group.typical for group in self.groups if group.typical is not None)
+        return tuple(sorted({*self.by_host, *alone, *typical}))
+
+    def looked_at(self, findings: Mapping[int, tuple[Finding, ...]]) -> FleetAudit:
+        """With what those said. What the typical machine of a group has, its group has: it is told of no single one."""
+        hosts = list(self.hosts)
+        groups = []
+        for group in self.groups:
+            common = findings.get(group.typical, ()) if group.typical is not None else ()
+            own = hosts[group.typical].findings if group.typical is not None else ()
+            shared = tuple(finding for finding in common if finding not in own)
+            codes = {finding.code for finding in shared}
+            groups.append(replace(group, findings=shared))
+            for n in group.hosts:
+                if n in findings and n != group.typical:
+                    told = tuple(found for found in findings[n] if found.code not in codes)
+                    hosts[n] = replace(hosts[n], findings=told)
+        return replace(self, hosts=tuple(hosts), groups=tuple(groups))
+
+    @property
     def ranked(self) -> tuple[int, ...]:
         """The machines that something is wrong with, the worst first: failures, then how slow, then warnings."""
         odd = {n for one in self.odd for n in one.hosts}
@@ -192,12 +222,14 @@ class FleetAudit:
 
     @property
     def codes(self) -> tuple[tuple[str, Severity, tuple[int, ...]], ...]:
-        """Each code at its gravest, with the machines that have it: the gravest first, then the most frequent."""
+        """Each code at its gravest, with the machines that have it, by themselves or as their group has: the gravest
+        first, then the most frequent."""
         found: dict[str, set[int]] = {}
         worst: dict[str, Severity] = {}
-        for n, host in enumerate(self.hosts):
-            for finding in host.findings:
-                found.setdefault(finding.code, set()).add(n)
+        told = [((n,), host.findings) for n, host in enumerate(self.hosts)]
+        for hosts, findings in [*told, *((group.hosts, group.findings) for group in self.groups)]:
+            for finding in findings:
+                found.setdefault(finding.code, set()).update(hosts)
                 known = worst.setdefault(finding.code, finding.severity)
                 worst[finding.code] = max(known, finding.severity, key=lambda s: s.weight)
         order = sorted(found, key=lambda code: (-worst[code].weight, -len(found[code]), code))
@@ -206,7 +238,8 @@ class FleetAudit:
     @property
     def passes(self) -> bool:
         """Whether `--strict` ends with 0: every file was read, and nothing is wrong with any machine."""
-        return not self.ranked and not self.unreadable and not self.unconfirmed
+        short = any(group.falls_short for group in self.groups)
+        return not (self.ranked or short or self.unreadable or self.unconfirmed)
 
 
 def host_of(survey: Survey, file: str, points: Points, findings: Sequence[Finding] = ()) -> Host:

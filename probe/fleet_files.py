@@ -5,17 +5,21 @@ from __future__ import annotations
 import glob
 import os
 import signal
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from probe.audit import audit
 from probe.errors import SourceError, UsageError, WireloreError, one_line
+from probe.finding import Finding
 from probe.fleet_audit import Deviation, FleetAudit, Host, Points, host_of, renumbered
 from probe.outliers import audit_hosts, confirmed
 from probe.outline import read_lean
 from probe.sources.registry import read_file
 from probe.store import decode_survey
+
+T = TypeVar("T")
 
 _AT_ONCE = 16
 """Files that a process reads before it answers: their points travel once."""
@@ -42,7 +46,7 @@ def audit_files(files: Sequence[str], *, processes: int | None = None) -> FleetA
     points = Points()
     hosts: list[Host] = []
     unreadable: list[tuple[str, str]] = []
-    for batch in _batches(files, processes or _processes(len(files))):
+    for batch in _each(_read, files, processes):
         numbers = points.adopted(batch.points)
         hosts += [renumbered(host, numbers) for host in batch.hosts]
         unreadable += batch.unreadable
@@ -51,7 +55,11 @@ def audit_files(files: Sequence[str], *, processes: int | None = None) -> FleetA
             f"none of {len(files)} files is a survey: {unreadable[0][1]}",
             cure="Give what `wirelore measure -o FILE` or `wirelore probe -o FILE` wrote.",
         )
-    return audit_hosts(hosts, points, _confirmed, unreadable=unreadable)
+    fleet = audit_hosts(hosts, points, _confirmed, unreadable=unreadable)
+    closer = fleet.worth_a_closer_look
+    batches = _each(_look, [fleet.hosts[n].file for n in closer], processes)
+    told = (findings for batch in batches for findings in batch)
+    return fleet.looked_at({n: found for n, found in zip(closer, told, strict=True) if found is not None})
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +69,12 @@ class _Batch:
     points: Points
 
 
-def _batches(files: Sequence[str], processes: int) -> Iterator[_Batch]:
+def _each(work: Callable[[Sequence[str]], T], files: Sequence[str], processes: int | None) -> Iterator[T]:
+    """The work done on batches of files, in their order."""
     parts = [files[at : at + _AT_ONCE] for at in range(0, len(files), _AT_ONCE)]
+    processes = processes or _processes(len(files))
     if processes == 1:
-        yield from map(_read, parts)
+        yield from map(work, parts)
         return
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
@@ -73,7 +83,7 @@ def _batches(files: Sequence[str], processes: int) -> Iterator[_Batch]:
     # A fork shares what is imported; there are no threads here that it could cut in two.
     pool = ProcessPoolExecutor(processes, mp_context=get_context("fork"), initializer=_ignore_interrupts)
     try:
-        yield from pool.map(_read, parts)
+        yield from pool.map(work, parts)
     except BrokenProcessPool as error:
         raise SourceError(
             "a process that reads surveys was killed, perhaps since memory ran out", cure="Give fewer files at once."
@@ -97,11 +107,23 @@ def _read(files: Sequence[str]) -> _Batch:
 
 
 def _host(file: str, points: Points) -> Host:
-    """Audited at the few sizes that every measurement has: all of them would take three times as long."""
+    """Without the verdict on its curves, which is a matter of its equals at first: it takes longer than all the
+    rest."""
     survey = read_lean(file)
     if survey.topology.gpu_count == 0:
         raise SourceError(f"{file} describes a machine without GPUs", cure=_CURE)
-    return host_of(survey, file, points, audit(survey))
+    return host_of(survey, file, points, audit(replace(survey, curves=())))
+
+
+def _look(files: Sequence[str]) -> list[tuple[Finding, ...] | None]:
+    """All findings of each; None where a file is gone or a check can't cope with it: what is known stands."""
+    found: list[tuple[Finding, ...] | None] = []
+    for file in files:
+        try:
+            found.append(audit(decode_survey(read_file(file), where=file)))
+        except Exception:
+            found.append(None)
+    return found
 
 
 def _confirmed(host: Host, deviations: Sequence[Deviation]) -> Sequence[Deviation]:

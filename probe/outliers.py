@@ -46,10 +46,10 @@ def audit_hosts(
     newest, older = _newest(hosts)
     groups, suspects = [], []
     for members in _groups(newest):
-        figures, found = _deviating(newest, members, points)
+        typical, found = _deviating(newest, members, points)
         measured = sum(newest[n].is_measured for n in members)
         first = newest[members[0]]
-        groups.append(Group(first.fingerprint, tuple(members), measured, first.lab is not None, figures))
+        groups.append(Group(first.fingerprint, tuple(members), measured, first.lab is not None, typical))
         suspects += found
     suspects.sort(key=lambda one: (one.worst.share, newest[one.host].name))
     outliers, left = [], 0
@@ -90,8 +90,9 @@ class _Usual:
     machines: int
 
 
-def _deviating(hosts: Sequence[Host], group: Sequence[int], points: Points) -> tuple[int, list[Outlier]]:
-    """How many figures of a group could be compared, and its machines that deviate before anyone looked closely."""
+def _deviating(hosts: Sequence[Host], group: Sequence[int], points: Points) -> tuple[int | None, list[Outlier]]:
+    """The machine nearest to the median of its group, None where nothing could be compared; those that deviate before
+    anyone looked closely."""
     logs: dict[int, list[float]] = {}
     for n in group:
         for number, time_s in zip(hosts[n].seen, hosts[n].times_s, strict=True):
@@ -110,11 +111,19 @@ def _deviating(hosts: Sequence[Host], group: Sequence[int], points: Points) -> t
         for number, one in usual.items()
     }
     found = []
+    nearest: list[tuple[int, float, int]] = []
     for n in group:
-        deviations = tuple(_beyond(hosts[n], usual, limits, points))
+        apart = {
+            number: math.log(time_s) - usual[number].middle
+            for number, time_s in zip(hosts[n].seen, hosts[n].times_s, strict=True)
+            if number in usual
+        }
+        deviations = tuple(_beyond(apart, usual, limits, points))
         if deviations:
             found.append(Outlier(n, tuple(sorted(deviations, key=lambda one: one.share))))
-    return sum(one.machines for one in usual.values()), found
+        elif apart:
+            nearest.append((-len(apart), math.fsum(map(abs, apart.values())), n))
+    return min(nearest)[2] if nearest else None, found
 
 
 def _scatters(machines: int) -> float:
@@ -124,19 +133,14 @@ def _scatters(machines: int) -> float:
 
 
 def _beyond(
-    host: Host, usual: Mapping[int, _Usual], limits: Mapping[int, float], points: Points
+    apart: Mapping[int, float], usual: Mapping[int, _Usual], limits: Mapping[int, float], points: Points
 ) -> Iterator[Deviation]:
     """Per place the worst size, where two neighbouring sizes are beyond their limits, or one is twice as far: nothing
     bears out a lone figure, and honest times have long tails."""
-    apart: dict[int, float] = {}
+    late = {number for number, far in apart.items() if far > limits[number]}
     places: dict[int, list[int]] = {}
-    late = set()
-    for number, time_s in zip(host.seen, host.times_s, strict=True):
-        if number in usual:
-            apart[number] = math.log(time_s) - usual[number].middle
-            places.setdefault(points.places[number], []).append(number)
-            if apart[number] > limits[number]:
-                late.add(number)
+    for number in apart if late else ():
+        places.setdefault(points.places[number], []).append(number)
     for place in dict.fromkeys(points.places[number] for number in apart if number in late):
         sizes = [number in late for number in places[place]]
         worst = max(late.intersection(places[place]), key=lambda number: (apart[number], number))

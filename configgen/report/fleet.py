@@ -38,15 +38,18 @@ def verdict(fleet: FleetAudit) -> str:
         )
         if number
     ]
+    short = sum(len(group.hosts) for group in fleet.groups if group.falls_short)
+    parts += [f"{short:,} in groups that fall short as a whole"] if short else []
     unread = f"; {count(len(fleet.unreadable), 'file')} could not be read" if fleet.unreadable else ""
     if not parts:
         return f"{total}: nothing stands out{unread}"
-    return f"{len(fleet.ranked):,} of {total} need a look: {', '.join(parts)}{unread}"
+    look = {*fleet.ranked, *(n for group in fleet.groups if group.falls_short for n in group.hosts)}
+    return f"{len(look):,} of {total} need a look: {', '.join(parts)}{unread}"
 
 
 def fleet_lines(fleet: FleetAudit) -> list[Line]:
     """Verdict, the worst machines, what was found how often, odd wiring, groups, files that could not be read."""
-    parts = (_head(fleet), _hosts(fleet), _codes(fleet), _odd(fleet), _groups(fleet), _unread(fleet))
+    parts = (_head(fleet), _hosts(fleet), _short(fleet), _codes(fleet), _odd(fleet), _groups(fleet), _unread(fleet))
     return [line for part in parts for line in part]
 
 
@@ -158,6 +161,29 @@ def _codes(fleet: FleetAudit) -> Iterator[Line]:
         yield Line(f"  and {len(codes) - _MOST_CODES} more: --format json", "dim")
 
 
+def shortfalls(fleet: FleetAudit) -> Iterator[tuple[str, str]]:
+    """(which group, what its typical machine has) of groups that fall short as a whole."""
+    for group in fleet.groups:
+        if group.falls_short and group.typical is not None:
+            found = Counter(finding.code for finding in group.findings if finding.severity is not Severity.INFO)
+            codes = [one_line(code, 60) + (f" x {times}" if times > 1 else "") for code, times in found.most_common()]
+            typical = one_line(fleet.hosts[group.typical].name, 60)
+            yield (
+                one_line(group.fingerprint, 24),
+                f"{some(codes)}, as on {typical}, the typical one of {len(group.hosts):,}",
+            )
+
+
+def _short(fleet: FleetAudit) -> Iterator[Line]:
+    told = list(shortfalls(fleet))
+    if told:
+        yield from (Line(""), Line("Groups that fall short as a whole", "title"))
+    for name, text in told[:_MOST_NAMED]:
+        yield from _wrapped(f"{name}: {text}", "warn")
+    if len(told) > _MOST_NAMED:
+        yield Line(f"  and {len(told) - _MOST_NAMED} more: --format json", "dim")
+
+
 def _odd(fleet: FleetAudit) -> Iterator[Line]:
     if fleet.odd:
         yield from (Line(""), Line("Wired unlike most machines with such GPUs", "title"))
@@ -230,7 +256,11 @@ def fleet_page(fleet: FleetAudit, *, audited_at: str) -> str:
     return fill_html(
         "fleet.html.j2",
         verdict=verdict(fleet),
-        status="bad" if any(row.failures or row.share is not None for row in rows) else "unsure" if rows else "good",
+        status="bad"
+        if any(row.failures or row.share is not None for row in rows)
+        else "good"
+        if fleet.passes
+        else "unsure",
         audited_at=audited_at,
         remarks=list(remarks(fleet)),
         rows=rows,
@@ -240,6 +270,7 @@ def fleet_page(fleet: FleetAudit, *, audited_at: str) -> str:
             for code, severity, found in fleet.codes
         ],
         odd=[(some([hosts[n].name for n in one.hosts]), one.here, one.there, one.others) for one in fleet.odd],
+        short=list(shortfalls(fleet)),
         groups=list(group_rows(fleet, _MOST_ON_PAGE)),
         unreadable=fleet.unreadable[:_MOST_ON_PAGE],
         unread=len(fleet.unreadable),
