@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +15,9 @@ from probe.drift import MachineHistory
 from probe.errors import UsageError
 from probe.topology import GpuRef
 from probe.units import count
+
+if TYPE_CHECKING:
+    from configgen.audited import Audited
 
 _LINK = re.compile(r"(?:([0-9]{1,5}):)?([0-9]{1,3})-(?:([0-9]{1,5}):)?([0-9]{1,3})", re.ASCII)
 
@@ -66,6 +70,15 @@ def history_command(
         print_lines(history_lines(machines))
     if strict and any(machine.slower for machine in machines):
         ctx.exit(1)
+
+
+def keep_audit(audited: Audited, file: Path | None) -> None:
+    """Adds an audit to the history, for `wirelore audit --keep`, and says where. Raises UsageError."""
+    from probe.history import keep
+
+    kept = keep(audited.survey, audited.findings, file, audited_at=audited.audited_at)
+    old = f"; the oldest {count(kept.dropped, 'audit')} made room" if kept.dropped else ""
+    note(f"kept in {kept.file}, {count(kept.figures, 'new figure')}{old}: wirelore history")
 
 
 def _of_link(machines: Sequence[MachineHistory], text: str) -> tuple[MachineHistory, ...]:
