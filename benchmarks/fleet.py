@@ -53,7 +53,7 @@ def write_fleet(folder: Path, number: int) -> None:
             return float(f"{value * noise.lognormvariate(0, scatter):.5e}")
 
         def sample(size_bytes: int, late: float) -> Sample:
-            typical = about(15e-6 + size_bytes / 300e9 * (late if size_bytes >= 1 << 20 else 1.0), 0.02)
+            typical = about(15e-6 + size_bytes / 320e9 * (late if size_bytes >= 1 << 20 else 1.0), 0.02)
             visits = (about(typical, 0.01) for _ in range(2))
             return Sample(size_bytes, tuple(tuple(about(visit, 0.02) for _ in range(20)) for visit in visits))
 
