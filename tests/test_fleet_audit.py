@@ -46,6 +46,12 @@ def survey(n: int, *, late: float = 1.0, hostname: str | None = None, links: int
     return Survey(topology, (curve,), rates, measured_at="2026-11-20T00:00:00+00:00")
 
 
+@pytest.fixture(autouse=True)
+def no_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What single machines are told is another room's; tests here bring checks of their own."""
+    monkeypatch.setattr(probe.audit, "CHECKS", ())
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Ten machines; the slow one lies deeper. Beside them what is no survey."""
@@ -108,6 +114,29 @@ def test_every_check_is_asked_and_one_that_fails_costs_one_machine(
     assert [(code, len(hosts)) for code, _, hosts in found.codes] == [("narrow-pcie", 9)]
     assert [Path(file).name for file, why in found.unreadable if "IndexError" in why] == ["s4.json"]
     assert verdict(found).startswith("9 of 9 machines need a look: 9 with failures, 1 slower than their equals")
+
+
+def test_curves_are_judged_where_a_machine_stands_out_or_alone_and_for_a_group_as_a_whole(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def check(one: Survey):  # type: ignore[no-untyped-def]
+        for curve in one.curves:
+            assert len(curve.samples) == len(SIZES)  # all of the file
+            yield Finding("below-bar", Severity.FAILURE, "slow", "Look.", Provenance.MEASURED)
+            if curve.samples[-1].p50_s > 1.3 * curve.samples[-1].size_bytes / 200e9:
+                yield Finding("far-below", Severity.FAILURE, "slow", "Look.", Provenance.MEASURED)
+
+    monkeypatch.setattr(probe.audit, "CHECKS", (check,))
+    (folder / "alone.json").write_bytes(encode_survey(survey(30, links=4)))
+    found = audit_files(fleet_files(str(folder)))
+    group, alone = found.groups
+    assert [one.code for one in group.findings] == ["below-bar"]
+    assert (len(group.hosts), group.typical is None, alone.typical) == (10, False, None)
+    told = {host.hostname: [one.code for one in host.findings] for host in found.hosts if host.findings}
+    assert told == {"node-009": ["far-below"], "node-030": ["below-bar"]}
+    assert [found.hosts[n].hostname for n in found.ranked] == ["node-009", "node-030"]
+    audit_fleet(str(folder))
+    assert f"{group.fingerprint}: below-bar, as on" in capsys.readouterr().out
 
 
 def test_a_topology_alone_is_counted_and_not_judged(folder: Path) -> None:
