@@ -49,6 +49,14 @@ class _Judged:
 @click.option("--baseline", metavar="SRC", help="Compare with this survey or audit: what has changed since.")
 @click.option("--model", metavar="MODEL", help="Show the plan for this model, too.")
 @click.option("--offline", is_flag=True, help="Never ask the Hugging Face hub about --model.")
+@click.option("--fleet", metavar="DIR|GLOB", help="Judge these surveys of many machines by each other instead.")
+@click.option("--keep", is_flag=True, help="Add this audit to the history of this machine: `wirelore history`.")
+@click.option(
+    "--history",
+    type=click.Path(path_type=Path, readable=False),
+    metavar="FILE",
+    help="The file that --keep adds to. [default: in $XDG_STATE_HOME/wirelore]",
+)
 @click.option("--strict", is_flag=True, help="End with 1 on a failure or a warning.")
 @click.option("--format", type=click.Choice(_FORMATS), help="Output. [default: as the suffix of -o says, else text]")
 @click.option(
@@ -70,6 +78,9 @@ def audit_command(
     baseline: str | None,
     model: str | None,
     offline: bool,
+    fleet: str | None,
+    keep: bool,
+    history: Path | None,
     strict: bool,
     format: str | None,
     output: Path | None,
@@ -78,6 +89,12 @@ def audit_command(
     form = format or (_SUFFIXES.get(output.suffix.lower(), "text") if output is not None else "text")
     # Whatever can be wrong with what was asked for is said before anything is measured.
     require_folder(output)
+    if fleet is not None:
+        from configgen.cli.fleet_audit import audit_fleet
+
+        if not audit_fleet(fleet, format=form, output=output) and strict:
+            ctx.exit(1)
+        return
     spec = _spec(model, offline)
     before = _before(baseline, sources)
     if measure:
@@ -97,6 +114,10 @@ def audit_command(
             failure = failure or error
     audited = _audited(judged, plan, _compared(before, judged.survey, sources))
     _show(audited, form, output, strict=strict)
+    if keep or history is not None:
+        from configgen.cli.history import keep_audit
+
+        keep_audit(audited, history)
     if failure is not None:
         raise failure
     if strict and not audited.passes:
