@@ -1,11 +1,11 @@
-# make setup | run | test | test-long | conformance | e2e | browser | check | check-all | bench | clean
+# make setup | run | test | test-long | conformance | e2e | browser | findings-page | check | check-all | bench | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL ?= qwen3-32b
 EXAMPLE ?= machine:3090-bridges-4
 
-.PHONY: setup run test test-long conformance e2e browser check check-all bench clean
+.PHONY: setup run test test-long conformance e2e browser findings-page check check-all bench clean
 
 setup: $(VENV)/.ready
 
@@ -47,6 +47,10 @@ browser: setup
 	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,browser]'
 	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps axe-playwright-python
 	$(BIN)/pytest -q tests/browser
+
+# docs/findings.md from the codes of the audit; a test tells when it is stale.
+findings-page: setup
+	$(BIN)/python scripts/write-findings-page
 
 check: setup
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from probe.catalog import GpuFigures, gpu_figures
+from probe.links import MATRIX_EFFICIENCY
 from probe.measurement import Rate, Survey
 from probe.statistics import median
 from probe.topology import GpuRef, Provenance
@@ -13,10 +14,6 @@ from probe.topology import GpuRef, Provenance
 MEMORY_EFFICIENCY = 0.8
 """Of the vendor's bandwidth, what kernels that read weights or a cache reach: aiconfigurator's system files
 (`mem_bw_empirical_scaling_factor: 0.8` of every GPU)."""
-
-MATRIX_EFFICIENCY = 0.78
-"""Of the vendor's dense peak, what the best large product reaches: DeepGEMM's 1,550 TFLOPS in FP8 on an H800, whose
-peak is 1,979 (github.com/deepseek-ai/DeepGEMM, README, 2025)."""
 
 SURVEYED_MEMORY_EFFICIENCY = 0.9
 """Of a measured read of a large buffer, what those kernels reach: 0.8 of the vendor's figure, of which a plain read

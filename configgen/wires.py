@@ -10,6 +10,7 @@ from configgen.plan import EngineTraits
 from probe.catalog import gpu_figures, pcie_gbps
 from probe.curve import Profile, bus_factor, profile
 from probe.islands import GroupShape, bottleneck, group_shape
+from probe.links import LIBRARY_ALPHA_S, STAGED_IN_HOST_MEMORY
 from probe.measurement import Curve, Survey
 from probe.topology import Gpu, GpuRef, Path, PathKind, Provenance
 from probe.units import count, message_size
@@ -26,10 +27,6 @@ ENGINE_KERNEL_ALPHA_PER_RANK_S = 0.2e-6
 """Start-up of the engines' own kernel in a CUDA graph: 4.5, 4.8 and 5.4 us on 2, 4 and 8 H200 (a public fit of vLLM's
 kernel), a straight line in the number of ranks within 0.3 us."""
 
-LIBRARY_ALPHA_S = {"NVLINK": (4.7e-6, 1.6e-6), "PCIE": (4.5e-6, 2.6e-6), "NET": (15e-6, 2.6e-6)}
-"""(alpha at no rank, alpha per rank) of NCCL. NVLink: 7.1, 10.6, 17.4 us on 2, 4, 8 H100. PCIe: 8.6, 14, 24 us on
-L40S, 6.8, 13.6, 26.9 us on RTX PRO 6000. Network: 41 us median of small all-reduces on 2 GPUs of two nodes (vidur)."""
-
 FABRIC_EFFICIENCY = 0.8
 """busbw of a large collective over what the links carry: NCCL counts 20.6 of 26.6 GB/s per NVLink 4 link (graph/
 topo.h, SM90_NVLINK_BW), 24 of 31.5 per PCIe Gen4 x16, 12 of 12.5 per 100 Gbit NIC."""
@@ -37,10 +34,6 @@ topo.h, SM90_NVLINK_BW), 24 of 31.5 per PCIe Gen4 x16, 12 of 12.5 per 100 Gbit N
 HOST_SHARING = {PathKind.PIX: 1.0, PathKind.PXB: 1.0, PathKind.PHB: 0.8, PathKind.NODE: 0.6, PathKind.SYS: 0.5}
 """What a root complex or the link between sockets leaves of PCIe: a group of 8 L40S has 18.8 of 31.5 GB/s on a good
 host, A100 pairs across sockets 23.7 (Vidur; Azure NC96 25)."""
-
-STAGED_IN_HOST_MEMORY = 0.5
-"""Left of that where the driver offers no peer access over PCIe, as on GeForce boards since Ampere: NCCL then passes
-each byte through host memory, so the root complex carries it twice (NCCL, transport/shm.cc)."""
 
 NETWORK_GBPS = 12.5
 """Of a node whose NICs nobody told: 100 Gbit/s."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from probe.checks.driver import driver
+from probe.checks.measured import measured
 from probe.finding import Finding, gravest_first
 from probe.measurement import Survey
 
 Check = Callable[[Survey], Iterator[Finding]]
 
-CHECKS: tuple[Check, ...] = ()
+CHECKS: tuple[Check, ...] = (driver, measured)
 
 
 def audit(survey: Survey) -> tuple[Finding, ...]:

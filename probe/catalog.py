@@ -44,6 +44,8 @@ class GpuFigures:
     source: str
     date: str
     note: str | None = None
+    nvlink_by_bridge: bool = False
+    """Its NVLinks work only where a bridge joins two boards, and a board without one is no fault."""
 
     def __post_init__(self) -> None:
         require(self.memory_bytes > 0, f"{self.key}: memory is positive")

@@ -14,8 +14,9 @@ from builders import GIB, cluster_of, node_of
 from command import environment as no_driver
 from fake_nvml import machines as m
 
-from probe.bench.health import grown, health
+from probe.bench.health import health
 from probe.bench.preflight import Ground, TorchBuild, preflight, read_ground, torch_build
+from probe.counters import grown
 from probe.errors import MeasureError, UsageError
 from probe.measurement import HealthSnapshot
 from probe.sources.nvml import read_nvml
@@ -221,7 +222,7 @@ def test_lifetime_counts_serve_where_there_are_no_others() -> None:
     before = (HealthSnapshot(GpuRef(1, 0), NOON, (("ecc.uncorrected.aggregate", 1),)),)
     after = (HealthSnapshot(GpuRef(1, 0), LATER, (("ecc.uncorrected.aggregate", 3),)),)
     (notice,) = grown(before, after)
-    assert notice.code == "ecc-errors" and "GPU 0 of node 1 (ecc.uncorrected.aggregate +2)" in notice.message
+    assert notice.code == "ecc-uncorrected" and "GPU 0 of node 1 (ecc.uncorrected.aggregate +2)" in notice.message
 
 
 def test_a_gpu_that_falls_silent_is_told(fake_machine: FakeMachine) -> None:
@@ -236,7 +237,8 @@ def test_every_counter_that_is_read_has_a_meaning(fake_machine: FakeMachine) -> 
     before, _ = health(NOON, environ=fake_machine(machine))
     after = tuple(replace(s, counters=tuple((name, n + 1) for name, n in s.counters)) for s in before)
     kinds = {name.partition(".")[0] for s in before for name, _ in s.counters}
-    assert len(grown(before, after)) == len(kinds) == 5
+    assert kinds == {"link", "c2c", "pcie", "ecc", "rows"}
+    assert len(grown(before, after)) == len(kinds) + 1, "errors of memory that were not corrected are told apart"
 
 
 def test_many_errors_on_many_gpus_stay_one_line() -> None:

@@ -90,7 +90,7 @@ def rates(
             found.append(Rate(reading.kind, gpu, value, unit, reading.dtype, reading.shape))
         else:
             what = f"{reading.name} of GPU {gpu.gpu} was not measured: {value}"
-            notices.append(Notice("rate-missing", f"{what}. The catalog's figure stands for it.", gpu.node))
+            notices.append(Notice("rate-missing", f"{what}; the catalog's figure stands for it.", gpu.node))
     return tuple(found), tuple(notices)
 
 

@@ -143,7 +143,8 @@ def _before(order: Order, findings: Findings, taken_at: str) -> Measured:
 
 
 def _after(findings: Findings, node: int, note: Callable[[str], None]) -> None:
-    from probe.bench.health import grown, health
+    from probe.bench.health import health
+    from probe.counters import grown
 
     before = findings.survey.health
     after, notices = _of_node(node, *health(_now(), deadline_s=_HEALTH_S))

@@ -256,7 +256,7 @@ def _conflicts(gpus: Sequence[Gpu], places: Sequence[PciDevice | None]) -> list[
         cpus = (gpu.cpu_affinity, place.cpus)
         if None not in cpus and parse_cpus(cpus[0]) != parse_cpus(cpus[1]):
             what = f"GPU {gpu.index}: the driver says CPUs {cpus[0]}, sysfs {cpus[1]}"
-            notices.append(Notice("affinity-differs", f"{what}: the driver's count. A cpuset can narrow either."))
+            notices.append(Notice("affinity-differs", f"{what}: the driver's count; a cpuset can narrow either."))
     return notices
 
 

@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from xml.etree.ElementTree import Element
 
 from probe.errors import SourceError, one_line
-from probe.sources.smi_fabric import health_problems, read_fabric
+from probe.fabric_health import health_problems
+from probe.sources.smi_fabric import read_fabric
 from probe.sources.sysfs import normal_bus_id
 from probe.sources.xml import parse_xml
 from probe.topology import (

@@ -76,7 +76,8 @@ class Chromium:
         self.run(axe)
         found = self.driver.execute_async_script(
             "const done = arguments[arguments.length - 1];"
-            "axe.run(document, {resultTypes: ['violations']}).then((r) => done(r.violations), (e) => done([String(e)]));"
+            "axe.run(document, {resultTypes: ['violations']})"
+            ".then((told) => done(told.violations), (error) => done([String(error)]));"
         )
         return [
             f"{v['id']}: {v['help']}: {[n['html'][:160] for n in v['nodes'][:3]]}" if isinstance(v, dict) else str(v)

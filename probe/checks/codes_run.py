@@ -1,0 +1,121 @@
+"""Codes of the measurement: what it could not do, and what it met. Data."""
+
+from __future__ import annotations
+
+from probe.checks.code import Code
+from probe.finding import Severity
+
+CODES_RUN: dict[str, Code] = {
+    "unfinished": Code(
+        Severity.WARNING,
+        "The run did not come to its end",
+        "It was killed or failed. What was finished counts, what is missing is not known to be well.",
+        "The survey's own mark, which a finished run removes.",
+        "Go on with `wirelore measure --resume`.",
+        "docs/measure.md",
+    ),
+    "not-measured": Code(
+        Severity.WARNING,
+        "Steps that were never measured",
+        "The time ended first: nothing is known of those groups and operations, and silence is no proof of health.",
+        "Planned steps without a single point.",
+        "Give more time with --budget, and go on with --resume.",
+        "docs/measure.md; NVIDIA/DCGM PR#111 (a gate fails closed on missing data)",
+    ),
+    "partly-measured": Code(
+        Severity.INFO,
+        "Steps with sizes left out",
+        "Curves have fewer points; between them figures are interpolated, beyond them nothing is said.",
+        "Planned sizes without a point, in steps that have others.",
+        "Give more time with --budget, and go on with --resume.",
+        "docs/measure.md",
+    ),
+    "did-not-work": Code(
+        Severity.WARNING,
+        "Sizes that did not work",
+        "From some size on the operation failed on these GPUs, and larger ones were left out.",
+        "Visits that ended with an error.",
+        "Run `wirelore measure` with NCCL_DEBUG=INFO and look at the first warning; check free memory.",
+        "docs/measure.md",
+    ),
+    "wrong-data": Code(
+        Severity.FAILURE,
+        "An operation gave wrong data",
+        "What was sent is not what arrived: no time of it counts, and results computed there are worthless.",
+        "Every rank checks the data of each operation and size.",
+        "Do not serve on these GPUs before it is understood; try NCCL_P2P_DISABLE=1, look for Xid.",
+        "docs/measure.md; vllm-project/vllm#51513",
+    ),
+    "out-of-memory": Code(
+        Severity.INFO,
+        "A size did not fit in memory",
+        "It was left out; smaller ones were measured.",
+        "The allocator's error on a rank.",
+        "Free memory there, or give a smaller --largest.",
+        "docs/measure.md",
+    ),
+    "no-graph": Code(
+        Severity.INFO,
+        "An operation could not be captured in a graph",
+        "Eager times stand for it, which overstate latency at small sizes.",
+        "The error of the capture.",
+        "Look at the versions of torch and NCCL.",
+        "NVIDIA, NCCL User Guide, Using NCCL with CUDA Graphs",
+    ),
+    "p2p-unverified": Code(
+        Severity.WARNING,
+        "P2P was not written and read back",
+        "The driver's word alone stands for it, and drivers have promised P2P that loses data.",
+        "Pairs that the checker could not try, and why.",
+        "Measure again with more time, on GPUs that nobody else uses.",
+        "docs/measure.md; vllm-project/vllm#51513",
+    ),
+    "health-unknown": Code(
+        Severity.INFO,
+        "Error counters could not be read",
+        "Whether errors grew during the run is not known.",
+        "The driver's answers before and after.",
+        "See whether `nvidia-smi -q` works for this user; consumer boards tell fewer counters.",
+        "NVIDIA, NVML API Reference (docs.nvidia.com/deploy/nvml-api)",
+    ),
+    "rate-missing": Code(
+        Severity.INFO,
+        "A rate was not measured",
+        "The catalog's figure stands for it.",
+        "The rates that this GPU and torch can give, against those that were taken.",
+        "Nothing, where the hardware has no such type; otherwise measure again with more time.",
+        "docs/measure.md",
+    ),
+    "gemm-shapes-assumed": Code(
+        Severity.INFO,
+        "GEMM shapes are assumed",
+        "No model was told; its own shapes may be slower or faster.",
+        "The options of the run.",
+        "Give --model to `wirelore measure`.",
+        "docs/measure.md",
+    ),
+    "gemm-substituted": Code(
+        Severity.INFO,
+        "Another GEMM stood in",
+        "The type or size that was wanted is not native here.",
+        "The GPU's compute capability, or a lab's limits.",
+        "Nothing: the figure says what it is of.",
+        "docs/measure.md",
+    ),
+    "unlike-its-twins": Code(
+        Severity.WARNING,
+        "A node is unlike the nodes equal to it",
+        "Equal hardware, other figures: a slow link, a throttled GPU or another setting hides there.",
+        "Its raw times against the twins' typical, with their confidence.",
+        "Look at its links, then measure it again with --fresh.",
+        "docs/measure.md",
+    ),
+    "twins-unchecked": Code(
+        Severity.INFO,
+        "More nodes may be unlike their twins",
+        "Only the worst are named.",
+        "Screening by medians found more than were confirmed by raw times.",
+        "Repair the worst ones first and merge again.",
+        "docs/measure.md",
+    ),
+}
