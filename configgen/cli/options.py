@@ -124,7 +124,7 @@ def output_option(command: Command) -> Command:
         "-o",
         "--output",
         type=click.Path(path_type=Path, readable=False),
-        help="Write JSON here, atomically, instead of standard output.",
+        help="Write here, atomically, instead of standard output; JSON where no other --format is named.",
     )
     return decorate(command)
 

@@ -8,12 +8,13 @@ import click
 
 from configgen.cli.options import Sources, output_option, put, source_options
 from probe.errors import UsageError
+from probe.measurement import Survey
 from probe.topology import Topology
 
 
 @click.command("probe")
 @source_options
-@click.option("--format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Output.")
+@click.option("--format", type=click.Choice(["text", "json", "svg"]), default="text", show_default=True, help="Output.")
 @click.option(
     "--record",
     type=click.Path(path_type=Path),
@@ -26,8 +27,14 @@ def probe_command(sources: Sources, format: str, record: Path | None, no_redact:
     """Read this machine's GPUs, NICs and wires, or a description of a machine."""
     if no_redact and record is None:
         raise UsageError("--no-redact is about --record, which is not given", cure="Add --record FILE.")
+    if format == "svg" and record is None:
+        # A picture shows what is known to have been measured on these wires.
+        put(_picture(sources.survey()), output)
+        return
     topology = sources.topology() if record is None else _recorded(sources, record, redact=not no_redact)
-    if format == "json" or output is not None:
+    if format == "svg":
+        put(_picture(Survey(topology)), output)
+    elif format == "json" or output is not None:
         from probe.store import encode_topology
 
         put(encode_topology(topology), output)
@@ -35,6 +42,13 @@ def probe_command(sources: Sources, format: str, record: Path | None, no_redact:
         from configgen.report.terminal import print_topology
 
         print_topology(topology)
+
+
+def _picture(survey: Survey) -> bytes:
+    from configgen.report.drawing import draw
+    from configgen.report.svg import svg
+
+    return svg(draw(survey)).encode()
 
 
 def _recorded(sources: Sources, file: Path, *, redact: bool) -> Topology:
