@@ -19,7 +19,7 @@ from probe.curve import bus_factor
 from probe.finding import Finding, Severity, gravest_first
 from probe.measurement import Curve, Rate, Sample, Survey
 from probe.sources.machines import machine
-from probe.topology import GpuRef, Notice, Provenance, Topology
+from probe.topology import GpuRef, Notice, Origin, Provenance, Topology
 
 WIRES_GBPS = {
     "NV18": 390.0,
@@ -72,6 +72,7 @@ def measured(
         tuple(rates),
         environment=(("NCCL_VERSION", "2.27.3"),),
         missing=(Notice("partly-measured", "2 curves were not measured: the budget ended; measure with --resume"),),
+        origins=(Origin("curves", Provenance.MEASURED, "2026-11-21 on this machine"),),
         measured_at="2026-11-21T03:00:00+00:00",
     )
 

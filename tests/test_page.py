@@ -7,6 +7,7 @@ import json
 import re
 from base64 import b64encode
 from dataclasses import dataclass, replace
+from functools import cache
 from hashlib import sha256
 from html.parser import HTMLParser
 
@@ -17,15 +18,20 @@ from hypothesis import strategies as st
 
 from configgen.audited import Audited
 from configgen.report.charts import facets
+from configgen.report.drawing import draw
 from configgen.report.embedded import embedded, escaped
 from configgen.report.heatmap import heat_map
 from configgen.report.html import page
+from configgen.report.svg import svg
+from probe.audit import audit
+from probe.checks.codes import CODES
+from probe.checks.expectation import Expectation
 from probe.curve import profiles
 from probe.finding import Severity
 from probe.measurement import Curve, CurveKey, Evidence, Sample, Survey
 from probe.sources.machines import machine
 from probe.store import decode_survey
-from probe.topology import GpuRef, Nic, Notice, Topology
+from probe.topology import GpuRef, Nic, Notice, Provenance, Topology
 
 WHOLE = audited()
 HTML = page(WHOLE)
@@ -209,9 +215,14 @@ class Poisoned:
         return replace(whole, findings=found, plan=plan, audited_at=self.text)
 
 
+@cache
+def harmless_page() -> Read:
+    return Read(page(Poisoned("harmless").audited()))
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_text_from_outside_becomes_markup(text: str) -> None:
-    poisoned, harmless = Read(page(Poisoned(text).audited())), Read(page(Poisoned("harmless").audited()))
+    poisoned, harmless = Read(page(Poisoned(text).audited())), harmless_page()
     kinds = [{(tag, *sorted(told)) for tag, told in read.elements if tag != "code"} for read in (poisoned, harmless)]
     assert kinds[0] == kinds[1], "the same elements with the same attributes"
     assert len(poisoned.all("script")) == 2
@@ -257,26 +268,9 @@ def _no_expectation(topology: Topology, key: CurveKey, members: object) -> None:
     return None
 
 
-@dataclass(frozen=True)
-class Level:
-    """An expectation of 40 GB/s, 32 of which are enough."""
-
-    busbw_gbps: float = 40.0
-    bar_gbps: float = 32.0
-    words: str = "two links"
-    source: str = "a test"
-
-    def at(self, size_bytes: int) -> float:
-        return self.busbw_gbps
-
-    def bar_at(self, size_bytes: int) -> float:
-        return self.bar_gbps
-
-    def judges(self, size_bytes: int) -> bool:
-        return size_bytes >= 1 << 20
-
-    def is_missed(self, size_bytes: int, time_s: float) -> bool:
-        return size_bytes / time_s / 1e9 < self.bar_gbps
+def level(*_: object) -> Expectation:
+    """40 GB/s, 32 of which are enough."""
+    return Expectation(40.0, 32.0, "two links", "a test", Provenance.ASSUMED, fill_s=20e-6)
 
 
 def p2p(topology: Topology, gbps: float, *, pair: tuple[int, int] = (0, 1), direction: str = "forward") -> Curve:
@@ -289,7 +283,7 @@ def test_the_expectation_is_drawn_and_what_stays_below_its_bar_is_marked() -> No
     topology = machine("l40s-8")
     for gbps, low in ((39.0, False), (20.0, True)):
         survey = Survey(topology, (p2p(topology, gbps),))
-        (facet,) = facets(survey, profiles(survey.curves), lambda *_: Level())
+        (facet,) = facets(survey, profiles(survey.curves), level)
         assert facet.rows[0].is_low is low
         assert facet.rows[0].expected == "40"
         assert "two links (a test)" in facet.sources[0]
@@ -332,7 +326,7 @@ def test_both_directions_of_a_pair_are_one_series() -> None:
 
 def test_decode_steps_have_latency_alone() -> None:
     survey = measured("l40s-8", every_pair=False, times=3)
-    (graph,) = [f for f in facets(survey, profiles(survey.curves), lambda *_: Level()) if "CUDA graphs" in f.title]
+    (graph,) = [f for f in facets(survey, profiles(survey.curves), level) if "CUDA graphs" in f.title]
     assert [chart.title for chart in graph.charts] == ["Time"]
     assert not graph.has_plateaus
     assert not graph.has_expectations
@@ -342,7 +336,7 @@ def test_a_single_size_is_drawn() -> None:
     topology = machine("l40s-8")
     whole = p2p(topology, 20.0)
     survey = Survey(topology, (replace(whole, samples=whole.samples[-1:]),))
-    (facet,) = facets(survey, profiles(survey.curves), lambda *_: Level())
+    (facet,) = facets(survey, profiles(survey.curves), level)
     assert len(facet.charts[0].traces[0].points) == 1
     assert 'id="curves"' in page(Audited(survey, (), "2026-11-21T04:00:00+00:00"))
 
@@ -357,6 +351,9 @@ def test_the_heat_map_shades_by_bandwidth_and_marks_the_slow_pair() -> None:
     assert far.shade is not None
     assert slow.shade is not None
     assert near.shade > far.shade > slow.shade
+    assert len({cell.shade for row in matrix.rows[:4] for cell in row[4:] if not cell.is_slow}) == 1, (
+        "noise is no shade"
+    )
     assert float(near.text) == pytest.approx(22, rel=0.03)
     assert [cell.is_slow for row in matrix.rows for cell in row].count(True) == 2, "both directions of one pair"
     assert slow.is_slow
@@ -378,6 +375,22 @@ def test_a_large_cluster_stays_a_small_page() -> None:
     survey = Survey(machine("512xhgx-h100"))
     text = page(Audited(survey, findings(survey.topology), "2026-11-21T04:00:00+00:00"))
     assert len(words(text.partition('<script type="application/json"')[0])) < 20_000
+
+
+def test_what_a_code_means_stands_beside_what_was_seen() -> None:
+    survey = measured("l40s-8", times=4, every_pair=False)
+    found = audit(survey)
+    told = words(page(Audited(survey, found, "2026-11-21T04:00:00+00:00")))
+    assert found
+    for code in {finding.code for finding in found}:
+        assert CODES[code].title in told
+        assert " ".join(CODES[code].meaning.replace("`", " ").split()) in told.replace("`", " ")
+
+
+def test_the_picture_is_that_of_the_machine_with_its_plan() -> None:
+    assert svg(draw(WHOLE.survey, WHOLE.plan)) in HTML
+    (policy,) = re.findall(r'Security-Policy" content="([^"]*)"', HTML)
+    assert policy.count("sha256-") == 3, "the page's style and script, and the picture's style"
 
 
 def test_findings_of_one_kind_share_a_card() -> None:

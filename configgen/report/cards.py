@@ -75,7 +75,8 @@ def _card(several: Sequence[Finding], topology: Topology) -> Card:
 
 
 def _seen(found: Finding, topology: Topology) -> Seen:
-    return Seen(one_line(found.seen, 600), _where(found, topology), found.provenance.value, _gauge(found))
+    text, where = one_line(found.seen, 600), _where(found, topology)
+    return Seen(text, "" if where in text else where, found.provenance.value, _gauge(found))
 
 
 def _where(found: Finding, topology: Topology) -> str:

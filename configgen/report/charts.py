@@ -6,8 +6,8 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
+from probe.checks.expectation import Expectation
 from probe.curve import Profile
 from probe.errors import one_line
 from probe.measurement import Curve, CurveKey, Survey
@@ -31,24 +31,7 @@ _OPERATIONS = {
 }
 
 
-class Expected(Protocol):
-    """What such wires should give: a bandwidth of large messages, and how the curve rises to it."""
-
-    @property
-    def busbw_gbps(self) -> float: ...
-    @property
-    def bar_gbps(self) -> float: ...
-    @property
-    def words(self) -> str: ...
-    @property
-    def source(self) -> str: ...
-    def at(self, size_bytes: int) -> float: ...
-    def bar_at(self, size_bytes: int) -> float: ...
-    def judges(self, size_bytes: int) -> bool: ...
-    def is_missed(self, size_bytes: int, time_s: float) -> bool: ...
-
-
-Expect = Callable[[Topology, CurveKey, Sequence[GpuRef]], "Expected | None"]
+Expect = Callable[[Topology, CurveKey, Sequence[GpuRef]], Expectation | None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from probe.units import count, figure, message_size
 SHADES = 6
 _LEAST_SPAN = 4.0
 """Highest over lowest bandwidth that the shades cover at least, so that no noise is painted."""
+_APART = 0.03
 _MOST_GPUS = 32
 _MOST_MATRICES = 4
 
@@ -88,21 +91,30 @@ def _groups(topology: Topology, ways: Mapping[tuple[GpuRef, GpuRef], Way]) -> li
 
 @dataclass(frozen=True, slots=True)
 class _Scale:
-    """Equal ratios from the slowest to the fastest."""
+    """Equal ratios from the slowest to the fastest. Values that lie close together get one shade, wherever it ends:
+    `levels` are the least value of each such heap, ascending, and the shade of its middle."""
 
     low: float
     high: float
+    levels: tuple[tuple[float, int], ...]
 
     @staticmethod
     def over(values: Sequence[float]) -> _Scale | None:
         if not values:
             return None
-        low, high = min(values), max(values)
-        return _Scale(min(low, high / _LEAST_SPAN), high)
+        ordered = sorted(values)
+        low, high = min(ordered[0], ordered[-1] / _LEAST_SPAN), ordered[-1]
+        heaps = [[ordered[0]]]
+        for before, value in itertools.pairwise(ordered):
+            if value > before * (1 + _APART):
+                heaps.append([])
+            heaps[-1].append(value)
+        spread = math.log(high / low)
+        shades = (int(math.log(heap[len(heap) // 2] / low) / spread * SHADES) for heap in heaps)
+        return _Scale(low, high, tuple((h[0], min(SHADES - 1, s)) for h, s in zip(heaps, shades, strict=True)))
 
     def shade(self, value: float) -> int:
-        share = math.log(value / self.low) / math.log(self.high / self.low)
-        return min(SHADES - 1, max(0, int(share * SHADES)))
+        return self.levels[bisect.bisect_right(self.levels, (value, SHADES)) - 1][1]
 
     @property
     def bounds(self) -> list[float]:

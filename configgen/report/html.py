@@ -10,20 +10,22 @@ from hashlib import sha256
 from configgen.audited import Audited
 from configgen.comparison import Comparison
 from configgen.report.cards import cards
-from configgen.report.charts import Expected, facets
+from configgen.report.charts import facets
 from configgen.report.comparison import alike_rows, difference_rows, judgement_rows, side_text
+from configgen.report.drawing import draw
 from configgen.report.embedded import embedded
 from configgen.report.heatmap import heat_map
 from configgen.report.lines import gpus_line, islands_line, measured_line
 from configgen.report.plan_view import plan_view
 from configgen.report.rates import rate_table, used_rows
+from configgen.report.svg import svg
 from configgen.templates import fill_html, part
+from probe.checks.expectation import expectation
 from probe.curve import profiles
 from probe.errors import one_line
 from probe.finding import Severity
 from probe.islands import fingerprint
-from probe.measurement import CurveKey
-from probe.topology import GpuRef, Topology
+from probe.topology import Topology
 from probe.units import count, some
 
 _MOST_CARDS = 60
@@ -33,7 +35,7 @@ def page(audited: Audited) -> str:
     """The whole page. Texts of the machine, of tools and of models are escaped, and hold no control characters."""
     survey, topology = audited.survey, audited.survey.topology
     read = profiles(survey.curves)
-    picture, style, script = _picture(audited), part("report.css"), part("report.js")
+    picture, style, script = svg(draw(survey, audited.plan)), part("report.css"), part("report.js")
     every = cards(audited.findings, topology)
     verdict = audited.verdict[:1].upper() + audited.verdict[1:]
     return fill_html(
@@ -51,7 +53,7 @@ def page(audited: Audited) -> str:
         infos=[card for card in every if card.severity == Severity.INFO.value][:_MOST_CARDS],
         more_cards=max(0, len(every) - _MOST_CARDS),
         heat=heat_map(survey, read),
-        facets=facets(survey, read, _expectation),
+        facets=facets(survey, read, expectation),
         plan=plan_view(audited.plan, topology) if audited.plan is not None else None,
         changed=_changed(audited.comparison) if audited.comparison is not None else None,
         rates=rate_table(survey),
@@ -125,20 +127,3 @@ def _changed(c: Comparison) -> dict[str, object]:
         "alike": list(alike_rows(c)),
         "measure": c.measure,
     }
-
-
-def _picture(audited: Audited) -> str:
-    try:
-        from configgen.report.drawing import draw  # type: ignore[import-untyped, import-not-found, unused-ignore]
-        from configgen.report.svg import svg  # type: ignore[import-untyped, import-not-found, unused-ignore]
-    except ImportError:
-        return ""
-    return str(svg(draw(audited.survey, audited.plan)))
-
-
-def _expectation(topology: Topology, key: CurveKey, members: Sequence[GpuRef]) -> Expected | None:
-    try:
-        from probe.checks.expectation import expectation  # type: ignore[import-untyped, import-not-found, unused-ignore]
-    except ImportError:
-        return None
-    return expectation(topology, key, members)  # type: ignore[no-any-return, unused-ignore]

@@ -54,9 +54,7 @@ class Chromium:
         media = "print" if view.size == "print" else "screen"
         theme = {"name": "prefers-color-scheme", "value": view.theme}
         self._tell("Emulation.setScriptExecutionDisabled", value=not view.scripts)
-        self._tell(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
-        )
+        self._tell("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self._tell("Emulation.setEmulatedMedia", media=media, features=[theme])
         self.driver.get(page.as_uri())
 
