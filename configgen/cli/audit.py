@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from configgen.audited import Audited
     from configgen.model import ModelSpec
     from configgen.plan import Plan
+    from configgen.report.table import Line
 
 _FORMATS = ("text", "json", "svg", "html", "markdown", "junit", "prometheus")
 _SUFFIXES = {
@@ -205,9 +206,9 @@ def _audited(judged: _Judged, plan: Plan | None, compared: Comparison | None) ->
 def _show(audited: Audited, form: str, output: Path | None, *, strict: bool) -> None:
     if form == "text" and output is None:
         from configgen.report.audit import audit_lines
-        from configgen.report.terminal import print_lines
+        from configgen.report.terminal import columns, print_lines
 
-        print_lines(audit_lines(audited))
+        print_lines(audit_lines(audited, _picture(audited, columns())))
         return
     put(_written(audited, form, strict=strict), output)
     if output is not None:
@@ -243,4 +244,18 @@ def _written(audited: Audited, form: str, *, strict: bool) -> bytes:
         return prometheus(audited).encode()
     from configgen.report.audit import audit_lines
 
-    return "".join(f"{line.text}\n" for line in audit_lines(audited)).encode()
+    return "".join(f"{line.text}\n" for line in audit_lines(audited, _picture(audited))).encode()
+
+
+def _picture(audited: Audited, columns: int | None = None) -> list[Line]:
+    """The machine in characters; nothing where it is broader than the lines, for a picture does not wrap."""
+    from configgen.report.drawing import draw
+    from configgen.report.sketch import sketch
+
+    drawing = draw(audited.survey, audited.plan)
+    if columns is not None and drawing.width > columns:
+        return []
+    lines = sketch(drawing)
+    while lines and not lines[-1].text:
+        del lines[-1]
+    return lines

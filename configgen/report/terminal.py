@@ -144,6 +144,11 @@ def print_survey(survey: Survey) -> None:
     print_lines(survey_lines(survey))
 
 
+def columns() -> int:
+    """Characters of a line on standard output."""
+    return Console().width if sys.stdout.isatty() else _WIDTH_WITHOUT_TTY
+
+
 def print_lines(lines: Iterable[Line]) -> None:
     """Each in the colour of its role, never wrapped."""
     with _console() as console:
