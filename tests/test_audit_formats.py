@@ -134,9 +134,6 @@ def known_expectation(monkeypatch: pytest.MonkeyPatch) -> None:
     code = Code(Severity.FAILURE, "Wrong data", "It is.", "A test.", "Replace it.", "a test")
     stand_in = SimpleNamespace(expectation=lambda topology, key, members: should)
     monkeypatch.setitem(sys.modules, "probe.checks.expectation", stand_in)
-    monkeypatch.setitem(
-        sys.modules, "probe.checks.codes_measured", SimpleNamespace(CODES_MEASURED={"wrong-data": code})
-    )
     for name in ("wrong-data", "pcie-narrow", "nvlinks-down"):
         monkeypatch.setitem(CODES, name, code)
 
