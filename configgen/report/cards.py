@@ -75,8 +75,10 @@ def _card(several: Sequence[Finding], topology: Topology) -> Card:
 
 
 def _seen(found: Finding, topology: Topology) -> Seen:
-    text, where = one_line(found.seen, 600), _where(found, topology)
-    return Seen(text, "" if where in text else where, found.provenance.value, _gauge(found))
+    text = one_line(found.seen, 600)
+    tells_where = "GPU " in text or "GPUs " in text
+    tells_where &= len(topology.nodes) == 1 or "node" in text
+    return Seen(text, "" if tells_where else _where(found, topology), found.provenance.value, _gauge(found))
 
 
 def _where(found: Finding, topology: Topology) -> str:
