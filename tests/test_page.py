@@ -93,6 +93,7 @@ def test_the_page_says_the_verdict_the_findings_and_their_cures() -> None:
         assert found.code in told
     assert told.index("pair-slow") < told.index("pcie-width") < told.index("persistence-mode-off"), "the gravest first"
     assert "195 where 330 GB/s is the bar" in told
+    assert "PCIe x8 where the GPU has x16 read GPU 1" in told, "where it is, unless that was said"
     assert "NVIDIA H100 data sheet" in told
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from probe.units import figure, ranges, some
 
 _MOST_SEEN = 8
 _GAUGE = 160.0
+_A_GPU = re.compile(r"GPUs? [0-9]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +78,7 @@ def _card(several: Sequence[Finding], topology: Topology) -> Card:
 
 def _seen(found: Finding, topology: Topology) -> Seen:
     text = one_line(found.seen, 600)
-    tells_where = "GPU " in text or "GPUs " in text
-    tells_where &= len(topology.nodes) == 1 or "node" in text
+    tells_where = _A_GPU.search(text) is not None and (len(topology.nodes) == 1 or "node" in text)
     return Seen(text, "" if tells_where else _where(found, topology), found.provenance.value, _gauge(found))
 
 
