@@ -37,13 +37,15 @@ theme.addEventListener("change", (event) => {
   else document.documentElement.dataset.theme = chosen;
 });
 const save = document.getElementById("save");
-save.hidden = false;
-document.querySelector(".unscripted").hidden = true;
-save.addEventListener("click", () => {
-  const text = document.getElementById("survey").textContent;
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
-  link.download = "survey.json";
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-});
+if (save) {
+  save.hidden = false;
+  document.querySelector(".unscripted").hidden = true;
+  save.addEventListener("click", () => {
+    const text = document.getElementById("survey").textContent;
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+    link.download = "survey.json";
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  });
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from probe.units import figure, ranges, some
 
 _MOST_SEEN = 8
 _GAUGE = 160.0
+_A_GPU = re.compile(r"GPUs? [0-9]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +77,9 @@ def _card(several: Sequence[Finding], topology: Topology) -> Card:
 
 
 def _seen(found: Finding, topology: Topology) -> Seen:
-    text, where = one_line(found.seen, 600), _where(found, topology)
-    return Seen(text, "" if where in text else where, found.provenance.value, _gauge(found))
+    text = one_line(found.seen, 600)
+    tells_where = _A_GPU.search(text) is not None and (len(topology.nodes) == 1 or "node" in text)
+    return Seen(text, "" if tells_where else _where(found, topology), found.provenance.value, _gauge(found))
 
 
 def _where(found: Finding, topology: Topology) -> str:

@@ -198,8 +198,15 @@ class _Series:
         return [size for size in self.slowest.sizes_bytes if self.expected and self.expected.judges(size)]
 
     @property
-    def bounds(self) -> tuple[float, ...]:
-        return (self.expected.busbw_gbps, self.expected.bar_gbps) if self.expected and self.judged else ()
+    def bounds(self) -> list[tuple[int, float]]:
+        """(size, time) at the ends of what is expected, and of its bar."""
+        expected, sizes = self.expected, self.judged
+        if expected is None or self.curve.key.graph or len(sizes) < 2:
+            return []
+        return [(s, self.time_s(s, at(s))) for s in (sizes[0], sizes[-1]) for at in (expected.at, expected.bar_at)]
+
+    def time_s(self, size_bytes: int, busbw_gbps: float) -> float:
+        return size_bytes * self.slowest.factor / (busbw_gbps * 1e9)
 
     @property
     def is_low(self) -> bool:
@@ -287,7 +294,7 @@ def _chart(title: str, series: Sequence[_Series], *, latency: bool) -> Chart:
         return (value(read, s, t) for s, t in zip(read.sizes_bytes, read.times_s, strict=True))
 
     reads = [read for one in series for read in (one.slowest, *one.others)]
-    levels = [bound for one in series for bound in one.bounds] if not latency else []
+    levels = [value(one.slowest, size, time_s) for one in series for size, time_s in one.bounds]
     sizes = [size for read in reads for size in (read.sizes_bytes[0], read.sizes_bytes[-1])]
     x = _Scale(min(sizes) / 1.4, max(sizes) * 1.4, LEFT, RIGHT)
     y_low, y_high = _ends([*itertools.chain.from_iterable(map(values, reads)), *levels])
@@ -321,17 +328,15 @@ def _told(one: _Series, read: Profile, size: int, time_s: float) -> str:
 
 
 def _levels(one: _Series, value: Callable[[Profile, int, float], float], x: _Scale, y: _Scale) -> Iterator[Level]:
-    expected, read = one.expected, one.slowest
-    sizes = one.judged
-    if expected is None or one.curve.key.graph or len(sizes) < 2:
+    expected = one.expected
+    if expected is None or not one.bounds:
         return
     for is_bar, at, said in (
         (False, expected.at, f"expected {figure(expected.busbw_gbps)} GB/s, {expected.words} ({expected.source})"),
         (True, expected.bar_at, f"below {figure(expected.bar_gbps)} GB/s something is wrong"),
     ):
-        times_s = [size * read.factor / (at(size) * 1e9) for size in sizes]
-        line = " ".join(f"{x.at(s):.1f},{y.at(value(read, s, t)):.1f}" for s, t in zip(sizes, times_s, strict=True))
-        yield Level(line, is_bar, f"{one.label}: {said}")
+        ys = [(size, value(one.slowest, size, one.time_s(size, at(size)))) for size in one.judged]
+        yield Level(" ".join(f"{x.at(s):.1f},{y.at(v):.1f}" for s, v in ys), is_bar, f"{one.label}: {said}")
 
 
 def _band(read: Profile, value: Callable[[Profile, int, float], float], x: _Scale, y: _Scale) -> str:

@@ -12,22 +12,26 @@ from probe.topology import Origin, Provenance
 
 _MOST_TIMES = 48_000
 """Times that are embedded: some 10 bytes each, so that a page with all curves of 8 GPUs stays well below 1.5 MB."""
+_LARGEST_BYTES = 1_000_000
 _DIGITS = 4
 _TELLING = re.compile(r"[<>&]+|[^\x20-\x7e]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """`text` is JSON that `--from` reads; `told` says what it leaves out."""
+    """`text` is JSON that `--from` reads, None where it is too large; `told` says what was left out."""
 
-    text: str
+    text: str | None
     told: str | None
 
 
 def embedded(survey: Survey) -> Embedded:
     """The survey without what a page has no room for."""
     thin, told = _thinned(survey)
-    return Embedded(escaped(_compact(encode_survey(thin))), told)
+    text = _compact(encode_survey(thin))
+    if len(text) > _LARGEST_BYTES:
+        return Embedded(None, f"With {len(text) / 1e6:.1f} MB it is too large to travel in a page.")
+    return Embedded(escaped(text), told)
 
 
 def escaped(json: str) -> str:

@@ -57,11 +57,12 @@ def heat_map(survey: Survey, profiles: Mapping[int, Profile]) -> HeatMap | None:
     topology = survey.topology
     ways = {(way.source, way.target): way for way in ways_of(survey, profiles)}
     slow = {(one.way.source, one.way.target): one for one in slow_ways(list(ways.values()))}
-    scale = _Scale.over([way.read.plateau_algbw_gbps for way in ways.values()])
     groups = _groups(topology, ways)
     drawn = [group for group in groups if 1 < len(group) <= _MOST_GPUS][:_MOST_MATRICES]
     if not any(len(group) > 1 for group in groups):
         return None
+    shown = [way for group in drawn for way in ways.values() if {way.source, way.target} <= set(group)]
+    scale = _Scale.over([way.read.plateau_algbw_gbps for way in shown])
     left = len([group for group in groups if len(group) > 1]) - len(drawn)
     noun = "node" if len(groups) == len(topology.nodes) else "matrix"
     return HeatMap(
@@ -69,7 +70,7 @@ def heat_map(survey: Survey, profiles: Mapping[int, Profile]) -> HeatMap | None:
         tuple(f"{figure(bound)}" for bound in scale.bounds) if scale else (),
         tuple(_said(one, topology) for one in sorted(slow.values(), key=lambda one: one.gbps / one.usual_gbps)),
         f"{count(left, f'more {noun}')}: in the raw data" if left > 0 else None,
-        bool(ways),
+        bool(shown),
     )
 
 

@@ -93,6 +93,7 @@ class Chromium:
             (PICTURES / f"{name}-{number}.png").write_bytes(base64.b64decode(told["data"]))
 
     def save_pdf(self, name: str) -> bytes:
+        self._tell("Emulation.setEmulatedMedia", media="")
         told = self._tell("Page.printToPDF", printBackground=True, paperWidth=8.27, paperHeight=11.69)
         pdf = base64.b64decode(told["data"])
         PICTURES.mkdir(parents=True, exist_ok=True)
