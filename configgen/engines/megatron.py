@@ -137,8 +137,8 @@ def _memory_flags(plan: Plan) -> Iterator[Flag]:
     chunk = plan.engine.max_batched_tokens
     yield Flag(("--inference-dynamic-batching-max-tokens", str(chunk)), f"a step has at most {chunk:,} tokens")
     yield Flag(("--enable-chunked-prefill",), f"longer prompts run in chunks of {chunk:,} tokens, as the plan counts")
-    held, step = held_sequences(plan), _ROUNDER * p.attention_tp
-    most = max(step, min(held, plan.engine.max_sequences) // step * step)
+    step = _ROUNDER * p.attention_tp
+    most = -(-min(held_sequences(plan), plan.engine.max_sequences) // step) * step  # less would leave memory unused
     yield Flag(("--inference-dynamic-batching-max-requests", str(most)), held_reason(plan, most))
     longest = longest_sequence(plan) or (plan.model.max_context or workload.tokens, "as long as the model allows")
     yield Flag(("--inference-max-seq-length", str(longest[0])), f"{longest[1]}; by default 2,560 tokens")
