@@ -223,12 +223,62 @@ def test_a_plan_survives_its_file() -> None:
         ("engine_version", "0.1", "vllm@0.1"),
         ("confidence", "total", "confidence"),
         ("gpu_order", [[0, 1]], "gpu_order"),
+        ("gpu_order", [[50, 51, 52, 53, 54, 55, 56, 57]], "gpu_order names each used GPU once, in rank order"),
         ("gpu_uuids", [], "one order, UUIDs and name per node"),
+        ("gpu_uuids", [[]], "one UUID per used GPU"),
+        ("gpu_uuids", [["GPU-1\n"] + [None] * 7], "UUID is one line"),
+        ("gpu_models", [["NVIDIA H100"]], "one model per used GPU"),
+        ("sites", [{}, {}], "one site per node"),
+        ("sites", [{"numa_nodes": [0]}], "a site tells of each used GPU"),
+        ("sites", [{"nics": ["mlx5_0\nx"]}], "device's name is one line"),
         ("memory", [], "memory"),
+        ("expert_parallel_size", 2, "only a model with experts"),
     ],
 )
 def test_a_plan_that_was_edited_is_checked_again(key: str, value: object, says: str) -> None:
     told = json.loads(encode_plan(replace(small("any"), alternatives=())))
     told[key] = value
     with pytest.raises(UsageError, match=says):
+        decode_plan(json.dumps(told).encode(), where="plan.json")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("replicas 0 stages 0 0 gpu", -1, "counted from 0"),
+        ("replicas 0 stages 0 0 node", -1, "counted from 0"),
+        ("replicas 0 stages 0 0 node", 7, "on one of the plan's nodes"),
+        ("replicas 0 stages 0 0 gpu", 60, "gpu_order"),
+        ("replicas 0 tp_path", "NV1\nrm", "path's label is one line"),
+        ("replicas 0 memory_utilization", 0.0, "fraction of 1"),
+        ("replicas 0 memory_utilization", -1, "fraction of 1"),
+        ("replicas 0 memory_utilization", 5.0, "fraction of 1"),
+        ("replicas 0 memory_utilization", 0.95, "at most the engine's fraction"),
+        ("replicas 0 kv_cache_bytes", -4, "KV cache"),
+        ("predictions max_context", -5, "a prediction is positive"),
+        ("predictions max_concurrency", 0, "a prediction is positive"),
+        ("predictions ttft_s", -1.0, "a prediction is positive"),
+        ("predictions uncertainty", -0.1, "uncertainty is never negative"),
+        ("model name", "", "a model has a name"),
+        ("model name", "a\0b", "no NUL"),
+        ("model name", "--trust-remote-code", "starts with no dash"),
+        ("model max_context", 0, "context is positive"),
+    ],
+)
+def test_so_is_every_part_of_it(path: str, value: object, says: str) -> None:
+    """Else the engine would be given `--device-ids -1,-2`, or a flag for a model, or a traceback would answer."""
+    told = json.loads(encode_plan(replace(small("any"), alternatives=())))
+    *way, last = (int(key) if key.isdigit() else key for key in path.split())
+    part = told
+    for key in way:
+        part = part[key]
+    part[last] = value
+    with pytest.raises(UsageError, match=says):
+        decode_plan(json.dumps(told).encode(), where="plan.json")
+
+
+def test_no_stage_is_without_memory() -> None:
+    told = json.loads(encode_plan(replace(small("any"), alternatives=())))
+    told["memory"] = [dict.fromkeys(told["memory"][0], 0)]
+    with pytest.raises(UsageError, match="every stage has memory"):
         decode_plan(json.dumps(told).encode(), where="plan.json")
