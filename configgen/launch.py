@@ -34,6 +34,9 @@ MASTER_ADDRESS = Given("MASTER_ADDR")
 HERE = "HERE"
 """The variable that names the folder of the emitted files."""
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""The variable that names the GPUs that a process may see."""
+
 MEANINGS = {
     "MASTER_ADDR": "the address of the first node",
     "HOSTS": "the nodes of the replica and their numbers of GPUs as mpirun takes them, like a:8,b:8",
