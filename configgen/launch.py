@@ -125,6 +125,11 @@ class Process:
     def argv(self) -> tuple[str, ...]:
         return self.command + tuple(word for flag in self.flags for word in flag.words)
 
+    @property
+    def counts_all_gpus(self) -> bool:
+        """Whether its GPUs are counted among all, so that a launcher's choice of visible ones must not reach it."""
+        return all(variable.name != VISIBLE for variable in self.environment)
+
 
 @dataclass(frozen=True)
 class Launch:

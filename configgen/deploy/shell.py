@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from configgen.deploy.config import config_files
 from configgen.deploy.proxy import proxy_file
-from configgen.launch import HERE, MEANINGS, VISIBLE, Given, Launch, Process
+from configgen.launch import HERE, MEANINGS, Given, Launch, Process
 from configgen.templates import fill
 
 
@@ -23,7 +23,7 @@ def shell_scripts(launch: Launch) -> dict[str, str]:
             needs_folder=HERE in given(processes),
             meanings=MEANINGS,
             needed=sorted(given(processes) - {HERE}),
-            counts_all_gpus=any(VISIBLE not in {v.name for v in p.environment} for p in processes),
+            counts_all_gpus=any(process.counts_all_gpus for process in processes),
         )
         for node, processes in sorted(by_node.items())
     }
