@@ -283,9 +283,11 @@ class Site:
     """RDMA devices nearest to them, each once."""
     nearest: tuple[tuple[str, str], ...] = ()
     """PCI addresses of each GPU and of its nearest NIC; empty where they are not known of all."""
+    interfaces: tuple[str, ...] = ()
+    """Ethernet interfaces of the node that have a link and nothing built upon them, each once."""
 
     def __post_init__(self) -> None:
-        names = (*self.nics, *(address for pair in self.nearest for address in pair))
+        names = (*self.nics, *self.interfaces, *(address for pair in self.nearest for address in pair))
         require(all(name.isprintable() for name in names), "a device's name is one line")
 
 

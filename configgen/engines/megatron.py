@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterator
 from math import floor
 
+from configgen.engines.network import network, sockets_note
 from configgen.engines.ranks import (
     CUDA_INDICES,
     broken_p2p,
@@ -90,7 +91,12 @@ def _processes(plan: Plan) -> Iterator[Process]:
             torchrun.append(("--master-port", str(FIRST_MASTER_PORT + place)))
             command = ("torchrun", *(word for words in torchrun for word in words), PROGRAM)
             flags = (*_parallel_flags(plan, replica), *_model_flags(plan), *_memory_flags(plan), *_ports(plan, place))
-            environment = (CUDA_INDICES, visible_devices(plan, refs), *_environment(plan))
+            environment = (
+                CUDA_INDICES,
+                visible_devices(plan, refs),
+                *_environment(plan),
+                *network(plan, replica, node),
+            )
             port = FIRST_PORT + place if rank == 0 else None
             yield Process(node, plan.hostnames[node], number, command, flags, environment, port)
 
@@ -160,3 +166,4 @@ def _environment(plan: Plan) -> Iterator[Variable]:
 def _notes(plan: Plan) -> Iterator[str]:
     yield "Set MEGATRON to a Megatron-LM checkout of core 0.16 and CHECKPOINT to the converted model (torch_dist)."
     yield from server_notes(plan)
+    yield from sockets_note(plan)
