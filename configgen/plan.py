@@ -286,10 +286,6 @@ class Site:
     interfaces: tuple[str, ...] = ()
     """Ethernet interfaces of the node that have a link and nothing built upon them, each once."""
 
-    def __post_init__(self) -> None:
-        names = (*self.nics, *self.interfaces, *(address for pair in self.nearest for address in pair))
-        require(all(name.isprintable() for name in names), "a device's name is one line")
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -356,8 +352,6 @@ class Plan:
         for site, size in zip(self.sites, sizes, strict=False):
             told = (len(site.numa_nodes), len(site.nearest))
             require(all(n in (0, size) for n in told), "a site tells of each used GPU of its node or of none")
-        uuids = (uuid for node in self.gpu_uuids for uuid in node)
-        require(all(uuid is None or uuid.isprintable() for uuid in uuids), "a GPU's UUID is one line")
         require(p.ep == 1 or self.model.is_moe, "only a model with experts spreads them")
         taken = max(replica.memory_utilization for replica in self.replicas)
         require(taken <= self.engine.memory_utilization, "a replica takes at most the engine's fraction")

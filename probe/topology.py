@@ -228,10 +228,6 @@ class GpuState:
     mig_instances: tuple[MigInstance, ...] = ()
     fabric: Fabric | None = None
 
-    def __post_init__(self) -> None:
-        told = (self.uuid, self.pci_bus_id, *(instance.uuid for instance in self.mig_instances))
-        require(all(text is None or text.isprintable() for text in told), "a GPU's UUID and address are one line")
-
     @property
     def is_usable(self) -> bool:
         return self.visible and self.status is GpuStatus.OK
@@ -254,8 +250,6 @@ class Nic:
 
     def __post_init__(self) -> None:
         require(self.name != "", "a NIC has a name")
-        told = (self.name, self.pci_bus_id, self.interface)
-        require(all(text is None or text.isprintable() for text in told), "a NIC's name and address are one line")
         require(self.speed_gbps is None or self.speed_gbps > 0, "a NIC's speed is positive or unknown, never 0")
 
 

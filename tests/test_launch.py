@@ -512,6 +512,12 @@ def test_a_node_without_a_part_says_so(engines: Engines, tmp_path: Path, fake_ma
     assert "no process to start" in ended.err
 
 
+def test_a_word_with_a_nul_is_refused(engines: Engines, tmp_path: Path) -> None:
+    decided = plan(Survey(cluster_of(node_of(8, 80, "all"))), llama_70b(), Workload(), engine_traits("vllm"))
+    saved(replace(decided, uses_mig=True, gpu_uuids=(("MIG-1\0",) * 8,)), tmp_path)
+    refused(run(engines, tmp_path, "--dry-run"), 2, "NUL")
+
+
 def test_no_other_gpus_are_started_than_those_that_are_looked_at(
     engines: Engines, tmp_path: Path, fake_machine: FakeMachine
 ) -> None:

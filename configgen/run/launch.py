@@ -63,6 +63,8 @@ def starts(
         if process.node == place.node:
             argv = tuple(_filled(word, plan, place, process, folder, environ) for word in process.argv)
             variables = tuple((v.name, v.value) for v in process.environment)
+            if any("\0" in word for word in (*argv, *(value for _, value in variables))):
+                raise UsageError("the plan has a word with a NUL, which no program can be given", cure="Plan again.")
             yield process, Start(argv, tuple(_unset(environ, dict(variables))), variables, process.port)
 
 
