@@ -335,6 +335,13 @@ def test_a_lab_is_measured_and_says_so() -> None:
     assert any("stood in" in one["why"] for one in told["not_checked"])
 
 
+def test_what_is_slow_both_times_stays_although_more_is_slow_once() -> None:
+    more = replace(SLOW, gpus=(*PAIR, GpuRef(0, 1)))
+    for first, second in ((SLOW, more), (more, SLOW)):
+        (kept,) = of_two([first], [second])
+        assert kept.severity is Severity.FAILURE
+
+
 # ---- two measurements ----------------------------------------------------------------------------------------------
 
 several_findings = st.lists(

@@ -209,7 +209,7 @@ class Poisoned:
         assert planned is not None
         plan = replace(
             planned,
-            model=replace(planned.model, name=self.text),
+            model=replace(planned.model, name=self.text.replace("\x00", "")),  # which no plan can have
             reasons=tuple(replace(r, text=self.text, rule=self.text) for r in planned.reasons),
             degraded=(self.text,),
         )

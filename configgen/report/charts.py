@@ -7,12 +7,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from probe.checks.expectation import Expectation
+from probe.checks.reading import Expect
 from probe.curve import Profile
 from probe.errors import one_line
-from probe.measurement import Curve, CurveKey, Survey
+from probe.measurement import Curve, Survey
 from probe.statistics import median
-from probe.topology import GpuRef, Topology
+from probe.topology import Topology
 from probe.units import count, figure, message_size, seconds
 
 WIDTH, HEIGHT = 440.0, 290.0
@@ -29,9 +29,6 @@ _OPERATIONS = {
     "all_to_all": "All-to-all",
     "p2p": "Point to point",
 }
-
-
-Expect = Callable[[Topology, CurveKey, Sequence[GpuRef]], Expectation | None]
 
 
 @dataclass(frozen=True, slots=True)

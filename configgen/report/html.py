@@ -20,7 +20,7 @@ from configgen.report.plan_view import plan_view
 from configgen.report.rates import rate_table, used_rows
 from configgen.report.svg import svg
 from configgen.templates import fill_html, part
-from probe.checks.expectation import expectation
+from probe.checks.reading import expecting
 from probe.curve import profiles
 from probe.errors import one_line
 from probe.finding import Severity
@@ -53,7 +53,7 @@ def page(audited: Audited) -> str:
         infos=[card for card in every if card.severity == Severity.INFO.value][:_MOST_CARDS],
         more_cards=max(0, len(every) - _MOST_CARDS),
         heat=heat_map(survey, read),
-        facets=facets(survey, read, expectation),
+        facets=facets(survey, read, expecting(survey)),
         plan=plan_view(audited.plan, topology) if audited.plan is not None else None,
         changed=_changed(audited.comparison) if audited.comparison is not None else None,
         rates=rate_table(survey),
