@@ -328,8 +328,8 @@ def test_the_other_nodes_and_processes_of_a_launcher_print_nothing(
 
 
 def test_a_lab_is_measured_and_says_so() -> None:
-    words = ("--measure", "--from", "machine:l4-2", "--backend", "gloo", "--budget", "10s", "--format", "json")
-    ended = wirelore("audit", *words, timeout_s=60.0)
+    words = ("--measure", "--from", "machine:l4-2", "--backend", "gloo", "--budget", "20s", "--format", "json")
+    ended = wirelore("audit", *words, timeout_s=90.0)
     told = json.loads(ended.data())
     assert told["survey"]["lab"] and told["survey"]["curves"]
     assert any("stood in" in one["why"] for one in told["not_checked"])
