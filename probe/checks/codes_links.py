@@ -22,7 +22,8 @@ CODES_LINKS: dict[str, Code] = {
         Severity.FAILURE,
         "A GPU that should have NVLink has none",
         "The model is wired to NVLink where it is built in (SXM, superchips), yet no NVLink joins this GPU with any "
-        "other. All its traffic goes over PCIe or the host, many times slower.",
+        "other. All its traffic goes over PCIe or the host, many times slower. On boards without switches (SXM2) a GPU "
+        "of a part of the machine may just be no neighbour of the others (good to know).",
         "No NVLink path between GPUs of such a model, while their fabric registration is not known to be pending. "
         "Links may even read active: a link's state says nothing of its peer.",
         "Check `systemctl status nvidia-fabricmanager` (its version must equal the driver's) and `nvidia-smi nvlink "
@@ -43,8 +44,10 @@ CODES_LINKS: dict[str, Code] = {
     "bridge-absent": Code(
         Severity.WARNING,
         "Some boards have an NVLink bridge, equal ones have none",
-        "A bridge is absent, half-seated or down. Those GPUs talk over PCIe while their siblings have NVLink.",
-        "Two or more GPUs of a bridged model without an NVLink path, beside siblings with one.",
+        "A bridge is absent, half-seated or down. Those GPUs talk over PCIe while their siblings have NVLink. Where "
+        "their links are active, the bridge leads to a GPU that was not granted; in a virtual machine it may (good to "
+        "know).",
+        "Two or more GPUs of a bridged model without an NVLink path and active links, beside siblings with one.",
         "Power off and reseat the bridge; then `nvidia-smi nvlink -s` should show its links active. If none was "
         "bought, the planner already knows.",
         "NVIDIA/k8s-device-plugin#436; NVIDIA/nccl#557 (a half-seated bridge)",
