@@ -220,7 +220,8 @@ CODES_LINKS: dict[str, Code] = {
         Severity.WARNING,
         "PCIe with fewer lanes than the card has",
         "Bandwidth shrinks with the lanes, for copies from the host and for GPUs that talk over PCIe. The width "
-        "does not change at rest.",
+        "does not change at rest. Where all equal GPUs are as narrow, or in a virtual machine, the machine is built "
+        "so (good to know).",
         "The present width against the card's in the catalog, or the most that card and slot can have. A low "
         "generation is told beside it, since a poor slot or riser often lowers both.",
         "Reseat the board or riser; check the slot's wiring and the firmware's bifurcation.",
@@ -258,8 +259,8 @@ CODES_LINKS: dict[str, Code] = {
         Severity.WARNING,
         "No NIC on the GPU's socket",
         "What the GPU sends to other nodes crosses the link between sockets first, which is slow and shared.",
-        "The path between the GPU and each NIC that is up: all are SYS. With fewer NICs than sockets, or where no "
-        "GPU has a near one, the machine is built so (good to know).",
+        "The path between the GPU and each NIC that is up: all are SYS, those of unknown rate too. With fewer NICs "
+        "than sockets, or where no GPU has a near one, the machine is built so (good to know).",
         "Move a NIC to a slot of that socket, check that all NICs are up, or keep groups that cross nodes on the "
         "other GPUs.",
         "NVIDIA, NCCL User Guide, Troubleshooting "
@@ -269,8 +270,8 @@ CODES_LINKS: dict[str, Code] = {
         Severity.WARNING,
         "A NIC is down while its siblings are up",
         "NCCL uses the NICs that are left: rails are unequal, and some GPUs send through far ones. Unused ports are "
-        "common where as many are down as up (good to know).",
-        "The state of each port against NICs of the same kind and link layer.",
+        "common where as many are down as up, and among those that are no GPU's nearest (good to know).",
+        "The state of each port against NICs of the same kind and link layer, and the NICs nearest to each GPU.",
         "Check cable, transceiver and switch port (`ibstat`, `ethtool`).",
         "NVIDIA Health Validation, InfiniBand checks; Azure/azurehpc-health-checks, InfiniBand link checks",
     ),

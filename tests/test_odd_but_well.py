@@ -1,7 +1,8 @@
-"""A part of a machine, as containers and virtual machines are given it, is not accused of what it was not given."""
+"""Machines that look odd and are well: parts as containers and virtual machines are given them, boards built so."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -10,7 +11,7 @@ import pytest
 from finding_cases import finding_of, findings_of
 
 from probe.finding import Severity
-from probe.topology import GpuRef, Topology
+from probe.topology import GpuRef, Nic, Path, PathKind, PcieLink, Topology
 
 
 def part(whole: Topology, *kept: int) -> Topology:
@@ -69,3 +70,54 @@ def test_bridges_that_a_virtual_machine_does_not_see_are_no_fault() -> None:
     untold = a.with_gpus(untold, lambda gpu: replace(gpu, nvlinks_active=None, nvlinks_total=None))
     assert graver_than_info(untold) == ["bridge-absent"]
     assert graver_than_info(a.with_node(untold, virtualization="passthrough")) == []
+
+
+# --- PCIe and NICs ---
+
+
+@pytest.mark.parametrize(
+    ("narrow", "virtualization", "severity"),
+    [
+        (range(8), None, Severity.INFO),
+        (range(7), None, Severity.WARNING),
+        ((3,), "passthrough", Severity.INFO),
+    ],
+)
+def test_lanes_that_all_equal_gpus_lack_are_how_the_machine_is_built(
+    narrow: Sequence[int], virtualization: str | None, severity: Severity
+) -> None:
+    """As clouds wire A10G and L4: 8 lanes each."""
+    machine = a.port(a.port(a.plain("l4-8"), a.X16), PcieLink(1, 4, 8, 16), *narrow)
+    found = finding_of(a.with_node(machine, virtualization=virtualization), "pcie-narrow")
+    assert (found.severity, len(found.gpus)) == (severity, len(narrow))
+
+
+def test_a_single_narrow_gpu_has_no_equal_that_would_excuse_it() -> None:
+    assert finding_of(a.port(a.plain("l4-1"), PcieLink(4, 4, 4, 16)), "pcie-narrow").severity is Severity.WARNING
+
+
+def test_a_port_that_no_gpu_sends_through_may_be_unplugged() -> None:
+    """As a DGX H100 has it: a NIC for each GPU, and others for storage."""
+    storage = with_storage_ports(a.plain("hgx-h100"), "active", "down", "active", "down")
+    found = finding_of(storage, "nic-down")
+    assert (found.severity, found.nics) == (Severity.INFO, ("mlx5_9", "mlx5_11"))
+    beside = a.with_nics(storage, lambda i, nic: replace(nic, state="down") if i == 5 else nic)
+    graver, idle = findings_of(beside, "nic-down")
+    assert (graver.severity, graver.nics) == (Severity.WARNING, ("mlx5_5",)) and idle.nics == found.nics
+
+
+def with_storage_ports(topology: Topology, *states: str) -> Topology:
+    shape = topology.nodes[0].shape
+    ports = tuple(Nic(f"mlx5_{8 + i}", None, 400.0, "InfiniBand", state) for i, state in enumerate(states))
+    rows = tuple((*row, *(Path(PathKind.NODE) for _ in ports)) for row in shape.nic_paths)
+    return a.with_node(topology, shape=replace(shape, nics=(*shape.nics, *ports), nic_paths=rows))
+
+
+@pytest.mark.parametrize(("rate", "is_found"), [(None, False), (1.0, True)])
+def test_a_nic_of_unknown_rate_on_the_gpus_socket_may_be_theirs(rate: float | None, is_found: bool) -> None:
+    """As lstopo tells a machine with EFA: neither rate nor link layer; two InfiniBand ports are on one socket alone."""
+
+    def changed(i: int, nic: Nic) -> Nic:
+        return replace(nic, label=None, speed_gbps=rate if i < 2 else None, link_layer=None if i < 2 else "InfiniBand")
+
+    assert bool(findings_of(a.with_nics(a.plain("l40s-8"), changed), "nic-far")) is is_found
