@@ -11,7 +11,8 @@ import pytest
 from finding_cases import finding_of, findings_of
 
 from probe.finding import Severity
-from probe.topology import GpuRef, Nic, Path, PathKind, PcieLink, Topology
+from probe.sources.host_state import HostState, with_host_state
+from probe.topology import GpuRef, Nic, Notice, Path, PathKind, PcieLink, Topology
 
 
 def part(whole: Topology, *kept: int) -> Topology:
@@ -121,3 +122,32 @@ def test_a_nic_of_unknown_rate_on_the_gpus_socket_may_be_theirs(rate: float | No
         return replace(nic, label=None, speed_gbps=rate if i < 2 else None, link_layer=None if i < 2 else "InfiniBand")
 
     assert bool(findings_of(a.with_nics(a.plain("l40s-8"), changed), "nic-far")) is is_found
+
+
+# --- how many GPUs ---
+
+
+@pytest.mark.parametrize(
+    ("gpus", "container", "requested", "virtualization", "severity"),
+    [
+        (3, "kubernetes", "0,1,2", "bare", Severity.INFO),
+        (6, "kubernetes", "void", "bare", Severity.INFO),
+        (7, "docker", "0,1,2,3,4,5,6", "bare", Severity.INFO),
+        (7, "docker", "all", "bare", Severity.WARNING),
+        (3, None, None, "passthrough", Severity.INFO),
+        (7, None, None, "passthrough", Severity.WARNING),
+        (3, None, None, "bare", Severity.WARNING),
+    ],
+)
+def test_gpus_that_were_not_granted_are_not_missing(
+    gpus: int, container: str | None, requested: str | None, virtualization: str, severity: Severity
+) -> None:
+    node = a.with_node(a.plain(f"hgx-h100-{gpus}"), virtualization=virtualization)
+    granted = with_host_state(node, HostState(container=container, requested_gpus=requested))
+    assert finding_of(granted, "gpus-missing").severity is severity
+    assert not findings_of(granted, "container-sees-part"), "told once"
+
+
+def test_a_source_that_knows_how_many_gpus_there_are_is_believed() -> None:
+    listed = replace(a.plain("hgx-h100-3"), warnings=(Notice("gpus-missing", "the machine has 8, the file 3", 0),))
+    assert finding_of(a.with_node(listed, virtualization="passthrough"), "gpus-missing").severity is Severity.WARNING

@@ -22,6 +22,7 @@ _SAYS_TOO = {
     "nvlink-absent": {"degraded-links", "nvlink-no-bridge"},
     "bridge-absent": {"degraded-links", "nvlink-no-bridge"},
     "fabric-failed": {"split-island"},
+    "gpus-missing": {"container-sees-part"},
 }
 """A finding from the facts, and the notices of other codes that tell the same less well."""
 

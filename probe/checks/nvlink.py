@@ -115,6 +115,8 @@ def _none(view: View) -> Iterator[Finding]:
         figures = _figures(view, members[0])
         assert figures is not None
         is_direct = _is_direct(figures)
+        severity: Severity | None
+        cure: str | None
         if is_direct and active != 0 and len(wired) < _CUBE and len(alone) <= _STRANGERS:
             severity, cure = Severity.INFO, _NEIGHBOURS
         else:
