@@ -13,7 +13,8 @@ CODES_LINKS: dict[str, Code] = {
         "member. On boards that are wired together (SXM) this is a failure; on boards with bridges, one of several "
         "bridges may be absent; in a virtual machine the missing links may lead to GPUs that it was not given.",
         "Active links per GPU against the catalog's count of the model (an H100 NVL has 12, an H100 SXM 18), the "
-        "driver's own total, or siblings of the same name.",
+        "driver's own total, or siblings of the same name; behind a switch also each bond against the poorer of its "
+        "two GPUs.",
         "Look at `nvidia-smi nvlink -s` and `-e`; reset the GPU, reseat the bridge or have the board serviced.",
         "NVIDIA Health Validation, nvlink_active (docs.nvidia.com/health-validation/reference/checks): no inactive "
         "link is tolerated",

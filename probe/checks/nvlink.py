@@ -24,6 +24,7 @@ def nvlink(view: View) -> Iterator[Finding]:
     """What is wrong with one node's NVLinks, as its driver or its matrix tells them."""
     if view.shape.nvlink_visible:
         yield from _too_few(view)
+        yield from _thin(view)
         yield from _none(view)
         yield from _apart(view)
         yield from _bridges(view)
@@ -94,6 +95,28 @@ def _too_few(view: View) -> Iterator[Finding]:
             severity=severity,
             expected=(words, source),
             judged=(n, wanted, "links"),
+        )
+
+
+def _thin(view: View) -> Iterator[Finding]:
+    """Behind a switch a bond has all links of its poorer end; fewer are missing between these two alone."""
+    if not _is_switched(view) or view.is_virtual:
+        return
+    most = {i: max(_bonds(view, i), default=0) for i in view.whole}
+    thin = {
+        (a, b): (path.links, full)
+        for a, b, path in view.shape.pairs
+        if path.kind is PathKind.NVLINK and path.links and path.links < (full := min(most.get(a, 0), most.get(b, 0)))
+    }
+    for n, full in dict.fromkeys(thin.values()):
+        bonds = [bond for bond, counts in thin.items() if counts == (n, full)]
+        yield view.found(
+            "degraded-links",
+            f"NVLink joins {pairs(bonds)} with {n} links, and each of these GPUs with others by {full} or more",
+            gpus=ends(bonds),
+            fact="paths",
+            expected=(f"{full}, the links of the poorer GPU", _SIBLINGS_SOURCE),
+            judged=(n, full, "links"),
         )
 
 
