@@ -149,6 +149,15 @@ def test_json_holds_the_findings_and_the_survey(audited: Audited) -> None:
     assert decode_survey(data, where="an audit") == audited.survey
 
 
+def test_json_holds_nothing_that_a_terminal_obeys() -> None:
+    hostname = "a\x9b31m\x85b\u202ec\u2066d\u2028e\u200f\u061cf \u6f22\u5b57"
+    audited = Audited(Survey(two_nodes(hostname, "mlx5_0")), (), WHEN)
+    data = encode_audit(audited)
+    assert not [c for c in data.decode() if c != "\n" and not c.isprintable()]
+    assert "\u6f22\u5b57" in data.decode(), "letters of any language stay as they are"
+    assert decode_survey(data, where="an audit") == audited.survey
+
+
 # ---- JUnit ---------------------------------------------------------------------------------------------------------
 
 
