@@ -473,3 +473,17 @@ def test_lab_figures_check_nothing() -> None:
     lab = replace(measured(machine("hgx-h100")), lab="CPU ranks")
     reasons = {one.what: one.why for one in unchecked(lab)}
     assert "stood in" in reasons["bandwidth and latency of the wires"]
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("Unset NCCL_P2P_DISABLE and NCCL_P2P_LEVEL; then", "Unset `NCCL_P2P_DISABLE` and `NCCL_P2P_LEVEL`; then"),
+        ("of /dev/shm; (see /sys/x.y., ok).", "of `/dev/shm`; (see `/sys/x.y`., ok)."),
+        ('a call f_x(y); and ("NCCL_X=1")', 'a call `f_x(y)`; and ("`NCCL_X=1`")'),
+        ('set A_B="c"; why?', 'set `A_B="c"`; why?'),
+        ("... 1. :smile: #12.", "`...` `1`. `:smile`: `#12`."),
+    ],
+)
+def test_marks_of_the_sentence_stay_out_of_code_spans(text: str, written: str) -> None:
+    assert escaped(text) == written
