@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -213,9 +214,14 @@ def survey_schema() -> dict[str, Any]:
     return msgspec.json.schema(SurveyDocument)
 
 
+_UNSEEN = re.compile("[\x80-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Controls, line ends and turns of direction that JSON lets stand, and a terminal obeys."""
+
+
 def to_json(document: object) -> bytes:
-    """Any document or noun as indented JSON with a final newline."""
-    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+    """Any document or noun as indented JSON with a final newline, fit for a terminal."""
+    data = msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+    return data if data.isascii() else _UNSEEN.sub(lambda c: f"\\u{ord(c[0]):04x}", data.decode()).encode()
 
 
 def write_atomically(path: FilePath, data: bytes, *, executable: bool = False) -> None:

@@ -145,6 +145,10 @@ def test_warnings_are_red_in_junit_only_under_strict(
         (["--baseline", "nowhere.json"], "nowhere.json"),
         (["-o", "nowhere/audit.json"], "no folder nowhere"),
         (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
+        (
+            ["--fleet", ".", "--measure", "--strict", "--history", "h", "--gpu-model", "x"],
+            "--from, --gpu-model, --measure, --history: not with --fleet",
+        ),
     ],
 )
 def test_a_wrong_option_is_one_line_with_a_cure(arguments: list[str], problem: str, tmp_path: Path) -> None:

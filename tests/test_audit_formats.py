@@ -149,6 +149,15 @@ def test_json_holds_the_findings_and_the_survey(audited: Audited) -> None:
     assert decode_survey(data, where="an audit") == audited.survey
 
 
+def test_json_holds_nothing_that_a_terminal_obeys() -> None:
+    hostname = "a\x9b31m\x85b\u202ec\u2066d\u2028e\u200f\u061cf \u6f22\u5b57"
+    audited = Audited(Survey(two_nodes(hostname, "mlx5_0")), (), WHEN)
+    data = encode_audit(audited)
+    assert not [c for c in data.decode() if c != "\n" and not c.isprintable()]
+    assert "\u6f22\u5b57" in data.decode(), "letters of any language stay as they are"
+    assert decode_survey(data, where="an audit") == audited.survey
+
+
 # ---- JUnit ---------------------------------------------------------------------------------------------------------
 
 
@@ -464,3 +473,17 @@ def test_lab_figures_check_nothing() -> None:
     lab = replace(measured(machine("hgx-h100")), lab="CPU ranks")
     reasons = {one.what: one.why for one in unchecked(lab)}
     assert "stood in" in reasons["bandwidth and latency of the wires"]
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("Unset NCCL_P2P_DISABLE and NCCL_P2P_LEVEL; then", "Unset `NCCL_P2P_DISABLE` and `NCCL_P2P_LEVEL`; then"),
+        ("of /dev/shm; (see /sys/x.y., ok).", "of `/dev/shm`; (see `/sys/x.y`., ok)."),
+        ('a call f_x(y); and ("NCCL_X=1")', 'a call `f_x(y)`; and ("`NCCL_X=1`")'),
+        ('set A_B="c"; why?', 'set `A_B="c"`; why?'),
+        ("... 1. :smile: #12.", "`...` `1`. `:smile`: `#12`."),
+    ],
+)
+def test_marks_of_the_sentence_stay_out_of_code_spans(text: str, written: str) -> None:
+    assert escaped(text) == written

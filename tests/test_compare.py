@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from configgen.comparison import Comparison, Effect, Judgement, Kind, Served, Se
 from configgen.engines.rules import engine_traits
 from configgen.model import ModelSpec
 from configgen.plan import Workload
+from configgen.report.sections import changes
 from configgen.report.terminal import print_comparison
 from probe.cache import remember
 from probe.islands import group_shape
@@ -471,6 +473,17 @@ def test_whatever_the_two_are_each_verdict_has_its_reason(a: Survey, b: Survey) 
     assert "\n" not in both.verdict
     assert len(both.differences) + len(both.equal) + len(both.told_by_one) == len(both.facts)
     assert json.loads(encode_comparison(both))["carries_over"] is both.carries_over
+
+
+def test_a_ratio_beside_times_is_one_of_speeds_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = measured(machine("l40s-8"), 18.0, alpha_s=10e-6), measured(machine("l40s-8"), 12.0, alpha_s=20e-6)
+    print_comparison(of(a, b))
+    told = capsys.readouterr().out
+    head = next(line for line in told.splitlines() if line.split()[:1] == ["what"])
+    assert "speed, B/A" in head
+    times = [line for line in told.splitlines() if re.search(r"20\.1 to 21\.\d us +0\.50\d x +latency", line)]
+    assert len(times) == 4, "twice the time is half the speed"
+    assert any(re.search(r"21\.\d us .*\(speed 0\.50\d x\)", text) for _, text in changes(of(a, b)))
 
 
 def test_it_prints_narrow_lines_without_codes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,5 +41,5 @@ def test_a_plan_that_begins_later_counts_its_gpus_once(tmp_path: Path) -> None:
 def test_who_writes_the_files_that_a_command_needs(tmp_path: Path) -> None:
     machine = ("--from", "machine:hgx-h100")
     lines = run_lines("llama-3.1-70b", "--engine", "trtllm", *machine, "--offline", cwd=tmp_path)
-    assert "$HERE/replica0.yaml" in lines[0]
+    assert '"${HERE}"/replica0.yaml' in lines[0]
     assert any(line.startswith("HERE is the folder with replica0.yaml") and "wirelore emit" in line for line in lines)

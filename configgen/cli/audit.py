@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from configgen.cli.measure import budget_s
 from configgen.cli.options import Sources, note, put, require_folder, source_options
@@ -29,6 +30,7 @@ _SUFFIXES = {
     ".json": "json", ".svg": "svg", ".html": "html", ".htm": "html", ".md": "markdown", ".xml": "junit",
     ".prom": "prometheus",
 }  # fmt: skip
+_OF_A_FLEET = ("fleet", "strict", "format", "output")
 _TWICE = Origin("findings", Provenance.MEASURED, "measured twice: a figure counts that falls short both times")
 
 
@@ -93,6 +95,7 @@ def audit_command(
     if fleet is not None:
         from configgen.cli.fleet_audit import audit_fleet
 
+        _require_fleet_options(ctx)
         if not audit_fleet(fleet, format=form, output=output) and strict:
             ctx.exit(1)
         return
@@ -123,6 +126,17 @@ def audit_command(
         raise failure
     if strict and not audited.passes:
         ctx.exit(1)
+
+
+def _require_fleet_options(ctx: click.Context) -> None:
+    """Raises UsageError naming what was given beside --fleet and is about one machine."""
+    typed = [p for p in ctx.command.params if ctx.get_parameter_source(p.name or "") is ParameterSource.COMMANDLINE]
+    others = [p.opts[0] for p in typed if p.name not in _OF_A_FLEET]
+    if others:
+        raise UsageError(
+            f"{', '.join(others)}: not with --fleet, which judges what was measured",
+            cure="Leave out what is about one machine.",
+        )
 
 
 def _known(sources: Sources) -> _Judged:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import click
 
 from configgen.checked import Check
 from configgen.cli.options import Sources, output_option, put, source_options
-from configgen.launch import Given, Launch, Process
+from configgen.launch import Launch
 from configgen.plan import Objective, Workload
 from probe.errors import UsageError, one_line
 
@@ -130,17 +129,7 @@ def _options_file(name: str) -> Mapping[str, object]:
 
 def _json(checked: Check, launch: Launch | None) -> bytes:
     from configgen.check_document import encode_check
+    from configgen.report.commands import typed
 
-    return encode_check(checked, tuple(map(_typed, launch.processes)) if launch is not None else ())
-
-
-def _typed(process: Process) -> str:
-    """As a person types it: its variables before it, and what only the start knows left to the shell."""
-    variables = (f"{v.name}={shlex.quote(v.value)}" for v in process.environment)
-    return " ".join((*variables, *map(_quoted, process.argv)))
-
-
-def _quoted(word: str) -> str:
-    if isinstance(word, Given):
-        return f'"${{{word.name}}}"' + (shlex.quote(word.rest) if word.rest else "")
-    return shlex.quote(word)
+    processes = launch.processes if launch is not None else ()
+    return encode_check(checked, tuple(typed(p.environment, p.argv) for p in processes))

@@ -13,11 +13,11 @@ def commands(launch: Launch, most: int) -> Iterator[str]:
     """One line where it says it all, else that of each process, of many the first."""
     if launch.one_line is not None:
         first = launch.processes[0]  # its own GPUs are not those of all: the one line says them without a variable
-        yield _line((v for v in first.environment if v.name != VISIBLE), (*first.command, *launch.one_line))
+        yield typed((v for v in first.environment if v.name != VISIBLE), (*first.command, *launch.one_line))
         return
     several = len({process.node for process in launch.processes}) > 1
     for process in launch.processes[:most]:
-        yield (f"node {process.node}: " if several else "") + _line(process.environment, process.argv)
+        yield (f"node {process.node}: " if several else "") + typed(process.environment, process.argv)
 
 
 def command_notes(launch: Launch, most: int) -> Iterator[str]:
@@ -32,6 +32,12 @@ def command_notes(launch: Launch, most: int) -> Iterator[str]:
     yield from launch.notes
 
 
-def _line(variables: Iterable[Variable], words: Iterable[str]) -> str:
-    told = [f"{v.name}={shlex.quote(v.value)}" for v in variables]
-    return " ".join([*told, *(word if isinstance(word, Given) else shlex.quote(word) for word in words)])
+def typed(variables: Iterable[Variable], words: Iterable[str]) -> str:
+    """As a person types it: its variables before it, and what only the start knows left to the shell."""
+    return " ".join((*(f"{v.name}={shlex.quote(v.value)}" for v in variables), *map(_quoted, words)))
+
+
+def _quoted(word: str) -> str:
+    if isinstance(word, Given):
+        return f'"${{{word.name}}}"' + (shlex.quote(word.rest) if word.rest else "")
+    return shlex.quote(word)

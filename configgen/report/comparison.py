@@ -32,7 +32,7 @@ def judgement_rows(c: Comparison) -> Iterator[Row]:
 
 
 def difference_rows(c: Comparison) -> tuple[list[tuple[str, str, str, str, str]], str | None]:
-    """(what, on A, on B, B/A, what it affects) of each, the figures that are furthest apart first; what is left out."""
+    """(what, on A, on B, speed of B over A, effects) of each, the figures furthest apart first; what is not shown."""
     plain = [d for d in c.differences if d.ratio is None]
     figures = sorted((d for d in c.differences if d.ratio is not None), key=_apart, reverse=True)
     shown = [*plain, *figures[:_MOST_FIGURES]]

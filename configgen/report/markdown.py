@@ -20,6 +20,8 @@ _PLAIN = re.compile(r"""[("']{0,2}[^\W_]+(?:[-+/'][^\W_]+|[.,][0-9]+)*%?[)"'.,:;
 """A word that no flavour of Markdown reads as anything else, with the marks that sentences put around it."""
 _TOKEN = re.compile(r"""([("']{0,2})`([^`\s](?:[^`]*[^`\s])?)`([)"'.,:;!?]{0,4})(?= |$)|[^ ]+""")
 """A command in backticks, as texts of this house name it, with the marks around it; or any other word."""
+_MARKED = re.compile(r"""([("']{0,2})(.*?\w.*?)([)"'.,:;!?]{0,4})""")
+"""The same marks around any other word."""
 _REFERENCE = re.compile(r"[^\w]*(?:[A-Za-z]+-[0-9]+|[0-9a-fA-F]{7,64})[^\w]*|[0-9]+[.)]+")
 """What trackers turn into links: 'GH-12', 'ABC-34', a commit's hash; and what begins a list: '1.'."""
 
@@ -52,11 +54,27 @@ def _token(match: re.Match[str]) -> str:
     before, command, after = match.groups()
     if command is not None:
         return f"{before}{_code(command)}{after}"
-    return match[0] if _is_plain(match[0]) else _code(match[0])
+    return match[0] if _is_plain(match[0]) else _marked(match[0])
 
 
 def _is_plain(word: str) -> bool:
     return _PLAIN.fullmatch(word) is not None and _REFERENCE.fullmatch(word) is None
+
+
+def _marked(word: str) -> str:
+    """The word in a code span, without the marks that the sentence put around it: who copies it gets the word."""
+    parts = _MARKED.fullmatch(word)
+    if parts is None:
+        return _code(word)
+    before, bare, after = parts.groups()
+    while after and _is_open(bare, after[0]):  # what the word itself opened is a part of it
+        bare, after = bare + after[0], after[1:]
+    return f"{before}{_code(bare)}{after}"
+
+
+def _is_open(word: str, mark: str) -> bool:
+    """Whether the mark would close what the word opens."""
+    return word.count("(") > word.count(")") if mark == ")" else mark in "\"'" and word.count(mark) % 2 == 1
 
 
 def _code(word: str) -> str:

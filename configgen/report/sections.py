@@ -49,8 +49,8 @@ def changes(comparison: Comparison) -> Iterator[tuple[str, str]]:
     yield "B, audited here", one_line(comparison.b.name, 80)
     yield "verdict", comparison.verdict
     rows, left = difference_rows(comparison)
-    for what, a, b, ratio, _ in rows:
-        yield what, f"{a} -> {b}" + (f" ({ratio})" if ratio.strip(" -") else "")
+    for what, a, b, speed, _ in rows:
+        yield what, f"{a} -> {b}" + (f" (speed {speed})" if speed else "")
     if left:
         yield "", left
     yield from judgement_rows(comparison)

@@ -172,8 +172,8 @@ def print_comparison(compared: Comparison) -> None:
         rows, left = difference_rows(compared)
         if rows:
             table = Table(box=None, pad_edge=False, header_style="cyan", padding=(0, 2, 0, 0))
-            for header in ("what", "A", "B", "B/A", "affects"):
-                table.add_column(header, overflow="fold", no_wrap=header == "B/A")
+            for header in ("what", "A", "B", "speed, B/A", "affects"):
+                table.add_column(header, overflow="fold", no_wrap=header == "speed, B/A")
             for row in rows:
                 table.add_row(*(Text(printable(cell)) for cell in row))
             console.print(Group("", Text("Differences", style="bold"), Padding(table, (0, 0, 0, 2))))
