@@ -125,6 +125,7 @@ def finding(
     gpus: Sequence[GpuRef] = (),
     nics: Sequence[str] = (),
     judged: tuple[float, float, str] | None = None,
+    subject: str | None = None,
 ) -> Finding:
     """What the code says usually stands where the case says nothing of its own. `expected` is (what, on whose word),
     `judged` is (value, bar, unit)."""
@@ -144,4 +145,5 @@ def finding(
         value=value,
         bar=bar,
         unit=unit,
+        subject=subject,
     )
