@@ -30,7 +30,7 @@ class Finding:
     """A stable `code` (docs/findings.md tells of each), and the case at hand in words.
 
     `seen` and `cure` are one line each. `expected` says in words what such hardware should show, `source` who says so;
-    both or none. `subject` is what was measured ('p2p over 1 NV18', 'hbm_read'), where a figure was. `gpus` and `nics` are
+    both or none. `subject` is what was measured ('hbm_read'), where a figure was. `gpus` and `nics` are
     where it is (none: the whole node, or without a `node` the whole survey). Where a figure was judged, `value` and
     `bar` hold it and what it had to reach, in `unit`. `provenance` is that of what was seen.
     """
