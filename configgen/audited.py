@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from configgen.comparison import Comparison
 from configgen.plan import Plan
+from probe.checks.reading import is_of_gpus
 from probe.finding import Finding, Severity
 from probe.measurement import Survey
 from probe.units import count
@@ -37,7 +38,13 @@ class Audited:
         grave = [count(found[s], s.value) for s in (Severity.FAILURE, Severity.WARNING) if found[s]]
         if grave:
             return ", ".join(grave)
-        return "as it should be" if self.survey.is_measured else "nothing found, and nothing was measured"
+        return "as it should be" if self.is_measured else "nothing found, and nothing was measured"
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether figures are of these GPUs: a lab's are of a CPU, and so are those of gloo."""
+        survey = self.survey
+        return survey.lab is None and bool(survey.rates or any(is_of_gpus(curve) for curve in survey.curves))
 
     @property
     def passes(self) -> bool:

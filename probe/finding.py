@@ -30,9 +30,9 @@ class Finding:
     """A stable `code` (docs/findings.md tells of each), and the case at hand in words.
 
     `seen` and `cure` are one line each. `expected` says in words what such hardware should show, `source` who says so;
-    both or none. `gpus` and `nics` are where it is (none: the whole node, or without a `node` the whole survey). Where
-    a figure was judged, `value` and `bar` hold it and what it had to reach, in `unit`. `provenance` is that of what
-    was seen.
+    both or none. `subject` is what was measured ('hbm_read'), where a figure was. `gpus` and `nics` are
+    where it is (none: the whole node, or without a `node` the whole survey). Where a figure was judged, `value` and
+    `bar` hold it and what it had to reach, in `unit`. `provenance` is that of what was seen.
     """
 
     code: str
@@ -48,6 +48,7 @@ class Finding:
     value: float | None = None
     bar: float | None = None
     unit: str | None = None
+    subject: str | None = None
 
     def __post_init__(self) -> None:
         require(_CODE.fullmatch(self.code) is not None, f"a code is words and hyphens, not {self.code!r}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from probe.audit import audit
+from probe.checks.reading import is_of_gpus
 from probe.errors import SourceError, UsageError, WireloreError, one_line
 from probe.finding import Finding
 from probe.fleet_audit import Deviation, FleetAudit, Host, Points, host_of, renumbered
@@ -112,7 +113,10 @@ def _host(file: str, points: Points) -> Host:
     survey = read_lean(file)
     if survey.topology.gpu_count == 0:
         raise SourceError(f"{file} describes a machine without GPUs", cure=_CURE)
-    return host_of(survey, file, points, audit(replace(survey, curves=())))
+    found = audit(replace(survey, curves=()))
+    if any(is_of_gpus(curve) for curve in survey.curves):
+        found = tuple(finding for finding in found if finding.code != "unmeasured-groups")
+    return host_of(survey, file, points, found)
 
 
 def _look(files: Sequence[str]) -> list[tuple[Finding, ...] | None]:

@@ -45,7 +45,7 @@ PURE = {
     *(f"probe.checks.{name}" for name in ("code", "codes", "codes_links", "codes_gpu", "codes_host", "codes_run")),
     *("probe.checks.codes_input", "probe.checks.codes_measured", "probe.links"),
     *(f"probe.checks.{name}" for name in ("measured", "reading", "bandwidth", "siblings", "used", "rates", "gaps")),
-    *(f"probe.checks.{name}" for name in ("expectation", "group", "network", "reach")),
+    *(f"probe.checks.{name}" for name in ("expectation", "folding", "group", "network", "reach")),
     *("probe.bench.seen", "probe.bench.conductor", "probe.bench.rehearsal", "probe.bench.generations"),
     *("configgen.plan", "configgen.search", "configgen.decide", "configgen.memory", "configgen.model"),
     *("configgen.placement", "configgen.judge", "configgen.explain", "configgen.laws", "configgen.launch"),

@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -27,6 +26,7 @@ from configgen.report.markdown import escaped, markdown
 from configgen.report.prometheus import prometheus
 from configgen.unchecked import unchecked
 from probe.checks.codes import CODES, Code
+from probe.checks.expectation import Expectation
 from probe.errors import one_line
 from probe.finding import Finding, Severity, gravest_first
 from probe.islands import group_shape
@@ -129,7 +129,7 @@ INFORMED = Finding("described", Severity.INFO, "no real machine", "Nothing.", Pr
 @pytest.fixture(autouse=True)
 def known_expectation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every group should reach 100 GB/s and must reach 80, and `wrong-data` is what only a measurement shows."""
-    should = SimpleNamespace(busbw_gbps=100.0, bar_gbps=80.0)
+    should = Expectation(100.0, 80.0, "such wires", "a test", Provenance.ASSUMED, factor=1.5, fill_s=1e-12)
     code = Code(Severity.FAILURE, "Wrong data", "It is.", "A test.", "Replace it.", "a test")
     monkeypatch.setattr("probe.checks.reading.expectation", lambda topology, key, members: should)
     for name in ("wrong-data", "pcie-narrow", "nvlinks-down"):
@@ -221,7 +221,7 @@ def test_ci_is_red_where_the_exit_code_is() -> None:
     survey = measured(machine("hgx-h100"))
     told = verdicts(with_finding(survey, FAILED, WARNED, INFORMED))
     assert (told["nvlinks-down"], told["small-shm"], told["described"]) == ("failure", "skipped", "passed")
-    assert told["pcie-narrow"] == "passed"
+    assert told["mixed-models"] == "passed"
     strict = verdicts(with_finding(survey, WARNED), strict=True)
     assert strict["small-shm"] == "failure"
 
@@ -230,7 +230,6 @@ def test_what_was_not_measured_is_not_green() -> None:
     survey = Survey(machine("hgx-h100"))
     told = verdicts(with_finding(survey))
     assert told["wrong-data"] == "skipped"
-    assert told["pcie-narrow"] == "passed"
     assert all(told[f"not checked: {one.what}"] == "skipped" for one in unchecked(survey))
     assert verdicts(with_finding(measured(survey.topology)))["wrong-data"] == "passed"
     lab = replace(measured(survey.topology), lab="CPU ranks")
@@ -396,8 +395,9 @@ def test_prometheus_has_what_was_measured_beside_what_it_should_be() -> None:
     labels, busbw = read["wirelore_busbw_gbps"]
     assert busbw == pytest.approx(50.0, rel=0.01)
     assert (labels["operation"], labels["gpus"], labels["library"]) == ("all_reduce", "0:0-3", "nccl 2.28.3")
-    assert read["wirelore_expected_busbw_gbps"] == (labels, 100.0)
-    assert read["wirelore_least_busbw_gbps"] == (labels, 80.0)
+    for name, should in (("wirelore_expected_busbw_gbps", 100.0), ("wirelore_least_busbw_gbps", 80.0)):
+        assert read[name][0] == labels
+        assert read[name][1] == pytest.approx(should)
     assert read["wirelore_latency_seconds"] == (labels, pytest.approx(1e-5, rel=0.1))
     assert read["wirelore_rate"][1] == 3000.0
     assert read["wirelore_measured_timestamp_seconds"][1] == 1795262400

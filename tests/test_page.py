@@ -286,7 +286,7 @@ def test_the_expectation_is_drawn_and_what_stays_below_its_bar_is_marked() -> No
         survey = Survey(topology, (p2p(topology, gbps),))
         (facet,) = facets(survey, profiles(survey.curves), level)
         assert facet.rows[0].is_low is low
-        assert facet.rows[0].expected == "40"
+        assert facet.rows[0].expected == "39.9", "at its largest size"
         assert "two links (a test)" in facet.sources[0]
         for chart in facet.charts:
             assert [level.is_bar for level in chart.traces[0].levels] == [False, True]

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from probe.checks.reading import Expect
+from probe.checks.reading import Expect, best_s
 from probe.curve import Profile
 from probe.errors import one_line
 from probe.measurement import Curve, Survey
@@ -114,7 +114,7 @@ class Facet:
     @property
     def sources(self) -> tuple[str, ...]:
         """On whose word each row is expected to be as fast as it says."""
-        return tuple(f"{row.label}: expected {row.expected} GB/s, {row.source}" for row in self.rows if row.expected)
+        return tuple(f"{row.label}: expected {row.expected} GB/s {row.source}" for row in self.rows if row.expected)
 
 
 def facets(survey: Survey, profiles: Mapping[int, Profile], expect: Expect) -> list[Facet]:
@@ -207,9 +207,9 @@ class _Series:
 
     @property
     def is_low(self) -> bool:
-        """Whether the largest message took longer than the bar allows."""
-        size, time_s = self.slowest.sizes_bytes[-1], self.slowest.times_s[-1]
-        return self.expected is not None and self.expected.judges(size) and self.expected.is_missed(size, time_s)
+        """Whether the largest message took longer than the bar allows, in its best round."""
+        largest, expected = self.curve.samples[-1], self.expected
+        return bool(expected and self.judged and expected.is_missed(largest.size_bytes, best_s(largest)))
 
     @property
     def order(self) -> tuple[int, int, int, str]:
@@ -247,7 +247,8 @@ def _sizes(reads: Sequence[Profile]) -> Iterator[tuple[str, tuple[tuple[str, str
 
 
 def _row(place: int, one: _Series, graph: bool) -> Row:
-    read, expected = one.slowest, None if graph else one.expected
+    read, expected = one.slowest, one.expected if one.judged and not graph else None
+    largest = read.sizes_bytes[-1]
     widths = [
         (ends[1] - ends[0]) / 2 / t for t, ends in zip(read.times_s, read.intervals_s, strict=True) if ends is not None
     ]
@@ -257,9 +258,9 @@ def _row(place: int, one: _Series, graph: bool) -> Row:
         one.label + (f", slowest of {one.groups}" if one.groups > 1 else ""),
         "" if read.alpha_s is None else ("about " if read.alpha_is_fitted else "") + seconds(read.alpha_s),
         "" if graph else plateau,
-        figure(expected.busbw_gbps) if expected else "",
-        figure(expected.bar_gbps) if expected else "",
-        f"{expected.words} ({expected.source})" if expected else "",
+        figure(expected.at(largest)) if expected else "",
+        figure(expected.bar_at(largest)) if expected else "",
+        f"at {message_size(largest)}, {expected.words} ({expected.source})" if expected else "",
         not graph and one.is_low,
         f"±{100 * median(widths):.2g}%" if widths else "",
     )
@@ -328,9 +329,11 @@ def _levels(one: _Series, value: Callable[[Profile, int, float], float], x: _Sca
     expected = one.expected
     if expected is None or not one.bounds:
         return
+    largest = one.judged[-1]
+    where = f"GB/s at {message_size(largest)}"
     for is_bar, at, said in (
-        (False, expected.at, f"expected {figure(expected.busbw_gbps)} GB/s, {expected.words} ({expected.source})"),
-        (True, expected.bar_at, f"below {figure(expected.bar_gbps)} GB/s something is wrong"),
+        (False, expected.at, f"expected {figure(expected.at(largest))} {where}, {expected.words} ({expected.source})"),
+        (True, expected.bar_at, f"below {figure(expected.bar_at(largest))} {where} something is wrong"),
     ):
         ys = [(size, value(one.slowest, size, one.time_s(size, at(size)))) for size in one.judged]
         yield Level(" ".join(f"{x.at(s):.1f},{y.at(v):.1f}" for s, v in ys), is_bar, f"{one.label}: {said}")

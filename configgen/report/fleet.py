@@ -41,6 +41,10 @@ def verdict(fleet: FleetAudit) -> str:
     short = sum(len(group.hosts) for group in fleet.groups if group.falls_short)
     parts += [f"{short:,} in groups that fall short as a whole"] if short else []
     unread = f"; {count(len(fleet.unreadable), 'file')} could not be read" if fleet.unreadable else ""
+    silent = sum(not host.is_measured or host.lab is not None for host in fleet.hosts)
+    if not parts and silent == len(fleet.hosts):
+        return f"{total}: nothing found, and nothing was measured on their GPUs{unread}"
+    unread = f"; nothing was measured on {silent:,} of them{unread}" if silent else unread
     if not parts:
         return f"{total}: nothing stands out{unread}"
     look = {*fleet.ranked, *(n for group in fleet.groups if group.falls_short for n in group.hosts)}

@@ -46,7 +46,7 @@ def page(audited: Audited) -> str:
         machine=f"{gpus_line(topology)}; {islands_line(topology)}",
         facts=list(_facts(audited)),
         lab=one_line(survey.lab, 200) if survey.lab is not None else None,
-        is_measured=survey.is_measured,
+        is_measured=audited.is_measured,
         is_partial=survey.is_partial,
         picture=picture,
         grave=[card for card in every if card.severity != Severity.INFO.value][:_MOST_CARDS],
@@ -80,7 +80,7 @@ def _policy(styles: Sequence[str], script: str) -> str:
 def _status(audited: Audited) -> str:
     if not audited.passes and audited.worst is not None:
         return audited.worst.value
-    return "good" if audited.survey.is_measured else "unknown"
+    return "good" if audited.is_measured else "unknown"
 
 
 def _hosts(topology: Topology) -> str:

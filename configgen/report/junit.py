@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from configgen.audited import Audited
 from configgen.report.findings import Case, Kind, kinds, title
 from configgen.report.sections import machine_facts
-from configgen.unchecked import unchecked
+from configgen.unchecked import unchecked, unproven
 from probe.checks.codes import CODES
 from probe.errors import one_line
 from probe.finding import Severity
@@ -24,14 +24,14 @@ def junit(audited: Audited, *, strict: bool = False) -> str:
 
     A code with a failure is red; one with warnings alone is skipped (yellow) with its text, or red where `strict`, as
     the exit code is; one with infos alone is green. What could not be checked is a skipped case of its own, and so is
-    every code that only a measurement shows where there is none.
+    every code whose absence proves nothing for that reason.
     """
     from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
     from probe.checks.codes_measured import CODES_MEASURED
     from probe.checks.codes_run import CODES_RUN
 
-    is_measured = audited.survey.is_measured and audited.survey.lab is None
+    is_measured, nothing_shows = audited.is_measured, unproven(audited.survey)
     root = Element("testsuites")
     suite = SubElement(root, "testsuite")
     properties = SubElement(suite, "properties")
@@ -44,6 +44,8 @@ def junit(audited: Audited, *, strict: bool = False) -> str:
         case = _testcase(suite, code)
         if not found and (code in CODES_MEASURED or code in CODES_RUN) and not is_measured:
             SubElement(case, "skipped", message="not checked: nothing was measured on these GPUs")
+        elif not found and code in nothing_shows:
+            SubElement(case, "skipped", message=_clean(f"not checked: {nothing_shows[code]}"))
         else:
             _judge(case, found, strict)
     for one in unchecked(audited.survey):

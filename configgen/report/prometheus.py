@@ -109,28 +109,35 @@ def _machine(topology: Topology) -> Iterator[Metric]:
 def _measured(survey: Survey) -> Iterator[Metric]:
     if survey.lab is not None:
         return
-    from probe.checks.reading import expecting
+    from probe.checks.reading import best_s, busbw, expecting
 
-    busbw = Metric("wirelore_busbw_gbps", "Bus bandwidth of large messages, in 1e9 bytes/s, as nccl-tests counts it.")
-    expected = Metric("wirelore_expected_busbw_gbps", "What such wires should give, in 1e9 bytes/s.")
-    bar = Metric("wirelore_least_busbw_gbps", "Bus bandwidth below which it is a finding, in 1e9 bytes/s.")
+    reached = Metric(
+        "wirelore_busbw_gbps",
+        "Bus bandwidth of the largest message in its best round, in 1e9 bytes/s, as nccl-tests counts it.",
+    )
+    expected = Metric("wirelore_expected_busbw_gbps", "What such wires should give to that message, in 1e9 bytes/s.")
+    bar = Metric("wirelore_least_busbw_gbps", "Bus bandwidth of it below which it is a finding, in 1e9 bytes/s.")
     latency = Metric("wirelore_latency_seconds", "Time of a message up to 32 KiB.")
     read, expect = profiles(survey.curves), expecting(survey)
     for curve in survey.curves:
         labels, known = _curve(curve.key, curve.members), read[id(curve)]
-        busbw.values[labels] = min(known.plateau_busbw_gbps, busbw.values.get(labels, known.plateau_busbw_gbps))
+        largest = curve.samples[-1]
+        size, gbps = largest.size_bytes, busbw(curve, largest.size_bytes, best_s(largest))
         if known.alpha_s is not None:
             latency.values[labels] = max(known.alpha_s, latency.values.get(labels, 0.0))
+        if gbps > reached.values.get(labels, gbps):
+            continue
+        reached.values[labels] = gbps
         should = expect(survey.topology, curve.key, curve.members)
-        if should is not None:
-            expected.values[labels], bar.values[labels] = should.busbw_gbps, should.bar_gbps
+        if should is not None and not curve.key.graph and should.judges(size):
+            expected.values[labels], bar.values[labels] = should.at(size), should.bar_at(size)
     rate = Metric("wirelore_rate", "A rate of one GPU, in `unit`.")
     for one in survey.rates:
         shape = "x".join(map(str, one.shape or ()))
         what = (("kind", one.kind), ("dtype", one.dtype or ""), ("shape", shape), ("unit", one.unit))
         labels = (*what, ("node", str(one.gpu.node)), ("gpu", str(one.gpu.gpu)))
         rate.values[labels] = one.value
-    yield from (busbw, expected, bar, latency, rate)
+    yield from (reached, expected, bar, latency, rate)
 
 
 def _curve(key: CurveKey, members: tuple[GpuRef, ...]) -> Labels:

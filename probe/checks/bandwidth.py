@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from probe.checks.expectation import Expectation
+from probe.checks.folding import Case, folded
 from probe.checks.group import Group
 from probe.checks.reach import NVLS_LEAST_RANKS
 from probe.checks.reading import Reading, best_s, busbw, finding, label, named
@@ -27,18 +28,19 @@ _MOST_NAMED = 3
 
 def bandwidth(reading: Reading) -> Iterator[Finding]:
     """Below the bar; within it and below good hosts; slow to start; without NVLS; unstable."""
+    yield from folded(reading, _cases(reading))
+    yield from _without_nvls(reading)
+    yield from _unstable(reading)
+
+
+def _cases(reading: Reading) -> Iterator[Case]:
     for curve in reading.curves:
         expected = reading.expected(curve)
         if expected is None:
             continue
         missed = [s for s in curve.samples if _misses(curve, s, expected)]
-        if missed:
-            yield _below(reading, curve, expected, missed)
-        else:
-            yield from _below_good_hosts(reading, curve, expected)
-        yield from _slow_start(reading, curve)
-    yield from _without_nvls(reading)
-    yield from _unstable(reading)
+        found = [_below(reading, curve, expected, missed)] if missed else _below_good_hosts(reading, curve, expected)
+        yield from ((curve, one) for one in (*found, *_slow_start(reading, curve)))
 
 
 def _misses(curve: Curve, sample: Sample, expected: Expectation, *, without_nvls: bool = False) -> bool:
@@ -51,7 +53,7 @@ def _misses(curve: Curve, sample: Sample, expected: Expectation, *, without_nvls
 def _below(reading: Reading, curve: Curve, expected: Expectation, missed: list[Sample]) -> Finding:
     """A failure where the largest size misses the bar in two rounds; one round alone, or smaller sizes alone, and what
     lacks NVLS alone, are warnings."""
-    worst = max(missed, key=lambda s: best_s(s) * expected.bar_at(s.size_bytes) / s.size_bytes)
+    worst = missed[-1]  # the largest: its figures stand in charts and metrics too
     value, bar = busbw(curve, worst.size_bytes, best_s(worst)), expected.bar_at(worst.size_bytes)
     largest = curve.samples[-1]
     ring_alone = expected.nvls and not any(_misses(curve, s, expected, without_nvls=True) for s in missed)

@@ -62,20 +62,23 @@ class Expectation:
 
     def at(self, size_bytes: int) -> float:
         """The busbw that is expected at a size, without the allowance: the curve rises to it as n-half tells."""
-        return self._reached(size_bytes, self.busbw_gbps)
+        return size_bytes * self.factor / 1e9 / self._time_s(size_bytes, self.busbw_gbps)
 
     def bar_at(self, size_bytes: int) -> float:
-        return self._reached(size_bytes, self.bar_gbps)
+        """The busbw below which a message of this size misses the bar."""
+        return size_bytes * self.factor / 1e9 / self._longest_s(size_bytes, self.bar_gbps)
 
-    def _reached(self, size_bytes: int, gbps: float) -> float:
-        moved = size_bytes * self.factor / 1e9
-        return moved / (self.fill_s + moved / gbps)
+    def _time_s(self, size_bytes: int, gbps: float) -> float:
+        return self.fill_s + size_bytes * self.factor / (gbps * 1e9)
+
+    def _longest_s(self, size_bytes: int, gbps: float) -> float:
+        """To fill buffers a transfer may need three times the usual."""
+        return max(3 * self.fill_s, self._time_s(size_bytes, gbps))
 
     def is_missed(self, size_bytes: int, time_s: float, *, share: float = 1.0, without_nvls: bool = False) -> bool:
-        """Whether a transfer took longer than this share of the bar allows; to fill buffers it may need three times
-        the usual."""
+        """Whether a transfer took longer than this share of the bar allows."""
         gbps = share * (self.without_nvls_gbps if without_nvls and self.without_nvls_gbps else self.bar_gbps)
-        return time_s > 3 * self.fill_s and time_s > self.fill_s + size_bytes * self.factor / (gbps * 1e9)
+        return time_s > self._longest_s(size_bytes, gbps)
 
     def judges(self, size_bytes: int) -> bool:
         """Whether a message is large enough for the bar to mean more than what fills buffers."""

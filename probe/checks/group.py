@@ -128,12 +128,24 @@ class Group:
         return self.gpu(place).nvlinks_total or (figures.nvlinks if figures else None)
 
 
+_C2C = ("gh200", "gb200", "gb300", "gb10")
+
+
+def is_superchip(gpu: Gpu) -> bool:
+    """Whether NVLink-C2C, and no PCIe port, joins it with its CPU."""
+    figures = _figures(gpu.name)
+    return figures is not None and figures.key.partition("-")[0] in _C2C
+
+
 def port_gbps(gpu: Gpu) -> tuple[float, str] | None:
-    """A GPU's PCIe port in one direction, after line coding, and its name: 'PCIe Gen4 x16'. None: not known.
+    """A GPU's PCIe port in one direction, after line coding, and its name: 'PCIe Gen4 x16'. None: not known, or no
+    way to its host.
 
     The width is the present one, the generation the largest that port and slot agree on: the present one drops while
     a GPU idles.
     """
+    if is_superchip(gpu):
+        return None
     port, figures = gpu.pcie, _figures(gpu.name)
     generation = (port.generation_max if port else None) or (figures.pcie_generation if figures else None)
     width = ((port.width or port.width_max) if port else None) or (figures.pcie_width if figures else None)

@@ -36,9 +36,7 @@ class Reading:
         return tuple(
             curve
             for curve in self.survey.curves
-            if curve.key.backend in ("nccl", "rccl")
-            and curve.members
-            and all(is_known(self.topology, ref) for ref in curve.members)
+            if is_of_gpus(curve) and curve.members and all(is_known(self.topology, ref) for ref in curve.members)
         )
 
     @cached_property
@@ -68,6 +66,11 @@ class Reading:
     def _expectations(self) -> dict[int, Expectation | None]:
         expect = expecting(self.survey)
         return {id(c): expect(self.topology, c.key, c.members) for c in self.curves}
+
+
+def is_of_gpus(curve: Curve) -> bool:
+    """Whether a library moved the bytes over the GPUs' own wires."""
+    return curve.key.backend in ("nccl", "rccl")
 
 
 def expecting(survey: Survey) -> Expect:
@@ -125,6 +128,7 @@ def finding(
     gpus: Sequence[GpuRef] = (),
     nics: Sequence[str] = (),
     judged: tuple[float, float, str] | None = None,
+    subject: str | None = None,
 ) -> Finding:
     """What the code says usually stands where the case says nothing of its own. `expected` is (what, on whose word),
     `judged` is (value, bar, unit)."""
@@ -144,4 +148,5 @@ def finding(
         value=value,
         bar=bar,
         unit=unit,
+        subject=subject,
     )

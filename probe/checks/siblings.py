@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from probe.checks.folding import Case, accused, folded, one_way, subject
 from probe.checks.group import is_known
 from probe.checks.reading import Reading, best_s, busbw, finding, label, named
 from probe.finding import Finding
@@ -23,8 +24,8 @@ _SOURCE = "the same measurement on this machine"
 def siblings(reading: Reading) -> Iterator[Finding]:
     """Also P2P that failed its check: the driver's promise against what was read back."""
     yield from _slow(reading)
-    yield from _directions(reading)
-    yield from _through_the_host(reading)
+    yield from folded(reading, _directions(reading))
+    yield from folded(reading, _through_the_host(reading))
     yield from _wrong(reading)
 
 
@@ -33,9 +34,8 @@ def _slow(reading: Reading) -> Iterator[Finding]:
     confidence, at the largest size that all of them have. One finding for each kind of group."""
     kinds: dict[Hashable, list[Curve]] = {}
     for curve in reading.curves:
-        key = curve.key if curve.key.direction == "both" else replace(curve.key, direction=None)
         models = tuple(sorted(reading.topology.gpu(ref).name or "" for ref in curve.members))
-        kinds.setdefault((key, models), []).append(curve)
+        kinds.setdefault((one_way(curve.key), models), []).append(curve)
     for curves in kinds.values():
         size = _common(curves)
         if len(curves) < 2 or size is None:
@@ -49,22 +49,18 @@ def _slow(reading: Reading) -> Iterator[Finding]:
         value, usual = busbw(worst, size, times[id(worst)]), busbw(worst, size, usual_s)
         seen = f"{label(worst)} of {named(worst.members, reading.topology)} reaches {figure(value)} GB/s"
         seen += f" at {message_size(size)}, equal groups {figure(usual)}"
-        others = [named(curve.members, reading.topology) for curve in slow if curve is not worst]
-        if others:
-            seen += f"; slower too: {some(list(dict.fromkeys(others)), _MOST_NAMED)}"
-        shared = set.intersection(*(set(curve.members) for curve in slow)) if others else set()
-        if len(shared) == 1:
-            seen += f"; all of them with {named(sorted(shared), reading.topology)}"
+        gpus, others = accused(reading, worst, slow)
         yield finding(
             "slower-than-siblings",
-            seen,
+            seen + others,
             expected=(f"{figure(usual)} GB/s, as {count(len(curves), 'equal group')} usually reach", _SOURCE),
-            gpus=tuple(sorted({ref for curve in slow for ref in curve.members})),
+            gpus=gpus,
             judged=(value, usual * (1 - WIDE), "GB/s"),
+            subject=subject(worst),
         )
 
 
-def _directions(reading: Reading) -> Iterator[Finding]:
+def _directions(reading: Reading) -> Iterator[Case]:
     for forward, backward in _twins(reading, "direction", "forward", "backward"):
         size = _common((forward, backward))
         if size is None:
@@ -74,16 +70,17 @@ def _directions(reading: Reading) -> Iterator[Finding]:
         if slow_s * (1 - ASYMMETRIC) > fast_s and _surely_above(reading, slow, size, fast_s):
             value, usual = busbw(slow, size, slow_s), busbw(fast, size, fast_s)
             arrow = _arrow(reading, slow)
-            yield finding(
+            found = finding(
                 "asymmetric-bandwidth",
                 f"{arrow} carries {figure(value)} GB/s at {message_size(size)}, the way back {figure(usual)}",
                 expected=(f"{figure(usual)} GB/s both ways", _SOURCE),
                 gpus=slow.members,
                 judged=(value, usual * (1 - ASYMMETRIC), "GB/s"),
             )
+            yield slow, found
 
 
-def _through_the_host(reading: Reading) -> Iterator[Finding]:
+def _through_the_host(reading: Reading) -> Iterator[Case]:
     """P2P that is slower than no P2P: seen where ACS or a host bridge gets in its way."""
     for direct, through in _twins(reading, "p2p_enabled", None, False):
         size = _common((direct, through))
@@ -92,7 +89,7 @@ def _through_the_host(reading: Reading) -> Iterator[Finding]:
         direct_s, host_s = _best_at(direct, size), _best_at(through, size)
         if host_s < direct_s * (1 - WIDE) and _surely_above(reading, direct, size, host_s):
             value, usual = busbw(direct, size, direct_s), busbw(through, size, host_s)
-            yield finding(
+            found = finding(
                 "p2p-slower-than-host",
                 f"{_arrow(reading, direct)} with P2P {figure(value)} GB/s at {message_size(size)}, without it "
                 f"{figure(usual)}",
@@ -100,6 +97,7 @@ def _through_the_host(reading: Reading) -> Iterator[Finding]:
                 gpus=direct.members,
                 judged=(value, usual * (1 - WIDE), "GB/s"),
             )
+            yield direct, found
 
 
 def _wrong(reading: Reading) -> Iterator[Finding]:
