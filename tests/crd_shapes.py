@@ -11,7 +11,9 @@ from __future__ import annotations
 import json
 import os
 from functools import cache
+from importlib import import_module
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +189,19 @@ def published(kind: str) -> Draft202012Validator | None:
             if spec.get("group") == group and spec.get("names", {}).get("kind") == kind:
                 (schema,) = [v["schema"]["openAPIV3Schema"] for v in spec["versions"] if v["name"] == version]
                 return Draft202012Validator(_closed_throughout(schema))
-    return None
+    return _from_models() if kind == "JobSet" else None
+
+
+def _from_models() -> Draft202012Validator | None:
+    """JobSet's schema by the models that Kubeflow Trainer, which writes JobSets, publishes of its API."""
+    if find_spec("kubeflow_trainer_api") is None:
+        return None
+    module = import_module("kubeflow_trainer_api.models.jobset_v1alpha2_job_set")
+    schema = module.JobsetV1alpha2JobSet.model_json_schema(by_alias=True)
+    loose = {"IoK8sApimachineryPkgUtilIntstrIntOrString": {"type": ["integer", "string"]}}
+    loose["IoK8sApimachineryPkgApiResourceQuantity"] = {"type": ["integer", "string"]}
+    kept = {name: loose.get(name, part) for name, part in schema["$defs"].items()}
+    return Draft202012Validator(_closed_throughout({**schema, "$defs": kept}))
 
 
 def _closed_throughout(schema: Any) -> Any:

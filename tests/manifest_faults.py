@@ -19,7 +19,7 @@ VERSIONS = sorted(set(utils.all_versions()), key=lambda version: [int(part) for 
 
 def faults(manifest: Manifest) -> list[str]:
     """Everything that is wrong with one document, in words."""
-    return [*_of_schema(manifest), *(fault for pod in pods(manifest) for fault in _of_pod(pod))]
+    return [*schema_faults(manifest), *(fault for pod in pods(manifest) for fault in _of_pod(pod))]
 
 
 def pods(value: Any) -> Iterator[Manifest]:
@@ -34,7 +34,8 @@ def pods(value: Any) -> Iterator[Manifest]:
             yield from pods(item)
 
 
-def _of_schema(manifest: Manifest) -> Iterator[str]:
+def schema_faults(manifest: Manifest) -> Iterator[str]:
+    """What the schemas say of one document: Kubernetes' own of four versions, or the custom kind's."""
     kind = manifest.get("kind", "llm-d")
     if kind != "llm-d" and kind not in SPECS:
         for version in VERSIONS:
