@@ -84,6 +84,8 @@ def _of_container(container: Manifest, volumes: dict[str, Manifest], claims: set
     mounts = {mount["mountPath"]: mount for mount in container.get("volumeMounts", [])}
     if unknown := {mount["name"] for mount in mounts.values()} - volumes.keys():
         yield f"mounts {unknown}, which the pod lacks"
+    if security.get("readOnlyRootFilesystem") and "/tmp" not in mounts:
+        yield "has no place for what it writes into /tmp"
     shared = volumes.get(mounts.get("/dev/shm", {}).get("name", ""), {})
     if shared.get("emptyDir", {}).get("medium") != "Memory":
         yield "has 64 MB of shared memory"

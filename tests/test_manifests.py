@@ -410,9 +410,12 @@ def test_no_secret_of_the_environment_is_written(tmp_path: Path, target: str) ->
     assert SECRET not in "".join(written) + ended.out + ended.err
 
 
-def test_a_token_is_named_and_never_written() -> None:
-    manifest = manifests(decided_case("pairs"), None, Wishes(token_secret="hub"))["deployment.yaml"][0]
-    for container in (init_of(manifest), engine_of(manifest)):
+@pytest.mark.parametrize("kind", ["deployment", "lws", "kserve", "rayservice", "llm-d"])
+def test_a_token_is_named_and_never_written(kind: str) -> None:
+    (documents,) = manifests(decided_case("pairs"), kind, Wishes(token_secret="hub")).values()
+    found = [c for pod in pods(documents) for c in [*pod.get("initContainers", []), *pod["containers"]]]
+    assert len(found) >= 2
+    for container in found:
         (token,) = [v for v in container["env"] if v["name"] == "HF_TOKEN"]
         assert token == {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}
 
