@@ -68,7 +68,7 @@ EVERYTHING = Wishes(
     rdma="nvidia.com/rdma_shared",
     read_only_root=True,
 )
-NAMES = [*AWKWARD, "a$$b $$(x) $$$(y)$", "y", "0x1F", "1e3", "null", "~", "- a: b", "a" * 300]
+NAMES = [*AWKWARD, "a$$b $$(x) $$$(y)$", "y", "0x1F", "1e3", "null", "~", "a: - b", "a" * 300]
 KINDS = (None, "deployment", "lws", "jobset", "kserve", "rayservice", "llm-d")
 
 
@@ -282,18 +282,23 @@ def kubelet(words: list[str]) -> list[str]:
 @pytest.mark.parametrize("kind", [None, "lws", "kserve", "rayservice", "llm-d"])
 def test_no_name_is_read_by_kubernetes(name: str, kind: str | None) -> None:
     decided = named(decided_case("pairs"), name)
-    for documents in manifests(decided, kind).values():
+    wishes = Wishes(model_claim="weights" if name.startswith("/") else None)
+    if kind == "kserve" and name.startswith("/"):
+        with pytest.raises(UsageError, match="--kind deployment"):
+            manifests(decided, kind, wishes)
+        return
+    for documents in manifests(decided, kind, wishes).values():
         for document in documents:
             assert faults(document) == []
             for pod in pods(document):
                 for container in pod.get("initContainers", []):
                     assert kubelet(container["args"])[-2:] == ["--", name]
     if kind == "rayservice":
-        served = yaml.safe_load(manifests(decided, kind)["rayservice.yaml"][0]["spec"]["serveConfigV2"])
+        served = yaml.safe_load(manifests(decided, kind, wishes)["rayservice.yaml"][0]["spec"]["serveConfigV2"])
         (model,) = served["applications"][0]["args"]["llm_configs"]
         assert model["model_loading_config"] == {"model_id": name, "model_source": name}
     if kind == "llm-d":
-        (values,) = manifests(decided, kind)["llm-d-values.yaml"]
+        (values,) = manifests(decided, kind, wishes)["llm-d-values.yaml"]
         assert "{{" not in json.dumps([values["modelArtifacts"]["name"], values["modelArtifacts"]["uri"]])
 
 
