@@ -522,3 +522,12 @@ def test_what_is_emitted_for_clusters_is_what_was_reviewed(shown: str) -> None:
         golden.parent.mkdir(exist_ok=True)
         golden.write_text(text)
     assert text == golden.read_text()
+
+
+def test_what_an_earlier_plan_left_is_not_applied_beside_this_one(tmp_path: Path) -> None:
+    for case, code in (("pairs", 0), ("pairs", 0), ("nodes", 2)):
+        (tmp_path / "plan.json").write_bytes(encode_plan(decided_case(case)))
+        ended = wirelore("emit", "plan.json", "--target", "kubernetes", "-o", "out", cwd=tmp_path)
+        assert ended.code == code, ended.err
+    assert "deployment.yaml of another plan" in ended.err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["deployment.yaml", "probe.yaml"]
