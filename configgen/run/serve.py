@@ -99,9 +99,10 @@ class Server(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, args=(poll_s,), name="http", daemon=True).start()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if len(self._open) >= _MOST_AT_ONCE:
-            self.shutdown_request(request)
-            return
+        """Where there are too many, the oldest goes: who only holds connections keeps nobody out."""
+        held = list(self._open)
+        if len(held) >= _MOST_AT_ONCE:
+            self._hang_up(held[0])
         self._open[request] = time.monotonic()
         super().process_request(request, client_address)
 
@@ -113,8 +114,13 @@ class Server(ThreadingHTTPServer):
         """Called at every poll: hangs up on whoever takes too long."""
         late_s = time.monotonic() - _PATIENCE_S
         for request in [request for request, since_s in list(self._open.items()) if since_s < late_s]:
-            with suppress(OSError):
-                request.shutdown(socket.SHUT_RDWR)
+            self._hang_up(request)
+
+    def _hang_up(self, request: Any) -> None:
+        """Its thread then ends by itself."""
+        self._open.pop(request, None)
+        with suppress(OSError):
+            request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that goes away is nothing to tell of; anything else is one line, and never a traceback."""
