@@ -78,7 +78,7 @@ class Running:
         assert len(values) <= 1
         return values[0] if values else None
 
-    def until(self, holds: Callable[[], T], limit_s: float = 15.0) -> T:
+    def until(self, holds: Callable[[], T], limit_s: float = 30.0) -> T:
         """The first true answer."""
         deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from agent_run import Running, agent, free_port
 from audit_cases import plain
 from command import environment, wirelore
@@ -358,6 +359,30 @@ def test_clients_that_only_hold_connections_keep_nobody_out() -> None:
     assert said == []
 
 
+# ---- its page -------------------------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).resolve().parent.parent / "docs" / "agent.md").read_text()
+
+
+def test_its_page_names_every_metric_and_label() -> None:
+    topology = plain("machine:hgx-h100")
+    measured = Survey(topology, curves=(curve(topology, refs(*range(8)), 450.0),), measured_at="2026-11-20T12:00:00Z")
+    state = replace(State(60.0, 0.0), refused=(("survey", None),)).after(seen(measured), 0, 1.0)
+    with serving(state) as (server, _):
+        _, text = ask(server, "/metrics")
+    names = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE wirelore_")}
+    audits = (Path(__file__).resolve().parent.parent / "docs" / "audit.md").read_text()
+    assert not {name for name in names if f"`{name}`" not in PAGE + audits}
+    assert not {name for name in NAMES if f"`wirelore.io/{name}`" not in PAGE}
+
+
+def test_the_role_on_its_page_is_the_least_that_does() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    documents = [d for block in blocks for d in yaml.safe_load_all(block)]
+    (role,) = (d for d in documents if d["kind"] == "ClusterRole")
+    assert role["rules"] == [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["patch"]}]
+
+
 # ---- a whole life, over the real bindings ---------------------------------------------------------------------------
 
 
@@ -450,6 +475,17 @@ def test_sighup_asks_for_a_look_at_once(fake_nvml: Path, tmp_path: Path) -> None
         run.until(lambda: short(run.labels).get("gpus") == "7")
         assert looks(run) == 2
         assert run.end(2)[0] == 0
+
+
+def test_what_is_only_the_agents_own_container_says_nothing_of_the_node(fake_nvml: Path, tmp_path: Path) -> None:
+    inside = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "NVIDIA_VISIBLE_DEVICES": "all", "NODE_NAME": "gpu-node-7"}
+    with agent(tmp_path, fake_nvml, well(), **inside) as run:
+        run.until(lambda: run.metric("wirelore_node_info", hostname="gpu-node-7"))
+        run.until((tmp_path / "survey.json").exists)
+        codes = {dict(labels)["code"] for (name, labels) in run.metrics() if name == "wirelore_finding"}
+    assert not codes & {"container-sees-all", "shm-small", "memlock-limited", "gpu-count-differs"}
+    (node,) = decode_survey((tmp_path / "survey.json").read_bytes(), where="it").topology.nodes
+    assert node.hostname == "gpu-node-7"
 
 
 def test_figures_that_were_measured_here_are_published_and_those_of_others_are_not(

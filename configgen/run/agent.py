@@ -11,6 +11,9 @@ from probe.finding import Finding, Severity
 from probe.topology import GpuRef, Topology, require
 from probe.units import some
 
+NODE_VARIABLE = "NODE_NAME"
+"""The node's name in its cluster, from the downward API: a pod's own host name is another."""
+
 STALE_INTERVALS = 3
 """Without a look for so many intervals the agent counts as stuck, and what it wrote as out of date."""
 

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
 
+from configgen.run.agent import NODE_VARIABLE
 from configgen.run.features import NAMES, PREFIX
 from probe.errors import UsageError, WireloreError, one_line
 
-NODE_VARIABLE = "NODE_NAME"
 _DEADLINE_S = 20.0
 _REQUEST_S = 5.0
 """For each of the client's tries."""

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 from configgen.audited import Audited
-from configgen.run.agent import Seen
+from configgen.run.agent import NODE_VARIABLE, Seen
 from probe.audit import audit
 from probe.cache import cache_folder, known
 from probe.errors import NoGpuError, WireloreError
 from probe.measurement import Survey
+from probe.topology import Topology
 
 _SIGNS = ("dev", "dev/infiniband", "proc/driver/nvidia/gpus", "sys/class/infiniband")
+
+_GRANTS = ("NVIDIA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
+"""What was granted to the agent's own container or process; the node has what the driver counts."""
 
 
 def look(source: str | None = None) -> Seen:
@@ -33,13 +39,27 @@ def look(source: str | None = None) -> Seen:
 
 
 def _survey(source: str | None) -> Survey:
-    from probe.sources.registry import read_survey, read_this_machine
-
     if source is not None:
+        from probe.sources.registry import read_survey
+
         return read_survey(source)
     require_nothing_stuck()
-    survey, _ = known(read_this_machine(), elsewhere=False)
+    survey, _ = known(this_node(os.environ), elsewhere=False)
     return survey
+
+
+def this_node(environ: Mapping[str, str]) -> Topology:
+    """This machine without what is only the agent's own: the limits of its process and container, its pod's name."""
+    from probe.sources.host import read_host, with_host
+    from probe.sources.host_state import of_the_node, read_host_state, with_host_state
+    from probe.sources.nvml import read_nvml
+
+    state = of_the_node(read_host_state(environ=environ))
+    plain = {name: value for name, value in environ.items() if name not in _GRANTS}
+    topology = with_host_state(with_host(read_nvml(environ=plain), read_host()), state)
+    (node,) = topology.nodes
+    name = environ.get(NODE_VARIABLE) or node.hostname
+    return replace(topology, nodes=(replace(node, hostname=name),))
 
 
 def require_nothing_stuck() -> None:
