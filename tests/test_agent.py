@@ -20,6 +20,7 @@ import yaml
 from agent_run import Running, agent, free_port
 from audit_cases import plain
 from command import environment, wirelore
+from fake_nvml import FakeMachine
 from fake_nvml.machines import LOST, Description, healthy, hgx_h100
 from measured_surveys import curve, refs
 
@@ -58,6 +59,10 @@ def lost(topology: Topology, *gpus: int) -> Topology:
     node = topology.nodes[0]
     states = tuple(replace(s, status=GpuStatus.LOST) if i in gpus else s for i, s in enumerate(node.gpus))
     return replace(topology, nodes=(replace(node, gpus=states),))
+
+
+def well() -> Description:
+    return healthy(hgx_h100())
 
 
 def short(told: dict[str, str]) -> dict[str, str]:
@@ -163,6 +168,33 @@ def test_findings_that_come_and_go_are_told_and_infos_are_not() -> None:
     assert changes(seen(topology), seen(topology, grave, info)) == ("failure gpu-lost: GPU 3",)
     assert changes(seen(topology, grave), seen(topology, replace(grave, seen="GPU 3, still"))) == ()
     assert changes(seen(topology, grave, info), seen(topology)) == ("no more gpu-lost: GPU 3",)
+
+
+def test_load_changes_no_label_and_no_line(fake_machine: FakeMachine) -> None:
+    topology = machine("machine:hgx-h100")
+    idle = seen(topology)
+    working = seen(topology, finding("throttled", Severity.WARNING), finding("pcie-slow", Severity.WARNING, 2))
+    assert changes(idle, working) == changes(working, idle) == ()
+    assert labels(idle) == labels(working)
+    before = wirelore("agent", "--once", environ=fake_machine(well())).data()
+    busy = well()
+    busy |= {"processes 0": "4242 40000000000", "clocks.reasons 3": 0x40}
+    assert wirelore("agent", "--once", environ=fake_machine(busy)).data() == before
+
+
+def test_a_node_that_works_passes_its_audit(fake_machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def findings(description: Description) -> dict[str, Severity]:
+        for name, value in fake_machine(description).items():
+            monkeypatch.setenv(name, value)
+        audited = look().audited
+        assert audited is not None
+        return {found.code: found.severity for found in audited.findings}
+
+    busy = well()
+    busy |= {"processes 0": "4242 40000000000", "clocks.reasons 3": 0x40}
+    found = findings(busy)
+    assert found["gpu-busy"] is Severity.INFO
+    assert found["throttled"] is Severity.WARNING, "of a moment, but a metric all the same"
 
 
 def test_a_failure_is_told_once_and_its_end_too() -> None:
@@ -396,10 +428,6 @@ def with_gpu_lost(description: Description) -> Description:
     return description
 
 
-def well() -> Description:
-    return healthy(hgx_h100())
-
-
 def looks(run: Running) -> float:
     return sum(value for (name, _), value in run.metrics().items() if name == "wirelore_probes_total")
 
@@ -548,6 +576,14 @@ def test_what_was_asked_wrongly_is_said_at_once(arguments: tuple[str, ...], told
     assert ended.code == 2
     assert told in ended.err
     assert ended.err.count("\n") == 1
+
+
+def test_options_come_from_the_environment_and_a_services_variables_are_no_options() -> None:
+    links = {"WIRELORE_AGENT_PORT": "tcp://10.0.0.1:9835", "WIRELORE_AGENT_SERVICE_HOST": "10.0.0.1"}
+    asked = {"WIRELORE_AGENT_ONCE": "1", "WIRELORE_AGENT_FROM": "machine:l4-2"}
+    assert "wirelore.io/gpus=2\n" in wirelore("agent", environ=links | asked).data()
+    wrong = wirelore("agent", environ=links | asked | {"WIRELORE_AGENT_HTTP_PORT": "70000"})
+    assert (wrong.code, "70000" in wrong.err) == (2, True)
 
 
 def test_a_port_in_use_is_said() -> None:

@@ -18,7 +18,16 @@ _LEAST_INTERVAL_S = 1.0
 
 @click.command("agent")
 @click.option("--interval", metavar="TIME", default="60s", show_default=True, help="Look at the machine this often.")
-@click.option("--port", type=click.IntRange(1, 65535), default=9835, show_default=True, help="Of /metrics, /healthz.")
+# A Service named wirelore-agent gives every pod beside it WIRELORE_AGENT_PORT=tcp://..., which is none of ours.
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=9835,
+    show_default=True,
+    allow_from_autoenv=False,
+    envvar="WIRELORE_AGENT_HTTP_PORT",
+    help="Of /metrics and /healthz.",
+)
 @click.option("--address", metavar="ADDRESS", default="0.0.0.0", show_default=True, help="Listen here.")  # noqa: S104
 @click.option(
     "--features",
@@ -33,7 +42,13 @@ _LEAST_INTERVAL_S = 1.0
     help="Keep the present survey in this file.",
 )
 @click.option("--node-labels", is_flag=True, help="Set the labels through the Kubernetes API, on node $NODE_NAME.")
-@click.option("--from", "source", metavar="SRC", help="A file or machine:NAME instead of this machine, to try it out.")
+@click.option(
+    "--from",
+    "source",
+    metavar="SRC",
+    envvar="WIRELORE_AGENT_FROM",
+    help="A file or machine:NAME instead of this machine, to try it out.",
+)
 @click.option("--once", is_flag=True, help="Look once, publish, print the labels, and end.")
 def agent_command(
     interval: str,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from configgen.audited import Audited
 from configgen.report.lines import gpus_line, islands_line, measured_line
 from probe.errors import one_line
-from probe.finding import Finding, Severity
+from probe.finding import Finding, Severity, gravest_first
 from probe.topology import GpuRef, Topology, require
 from probe.units import some
 
@@ -16,6 +16,10 @@ NODE_VARIABLE = "NODE_NAME"
 
 STALE_INTERVALS = 3
 """Without a look for so many intervals the agent counts as stuck, and what it wrote as out of date."""
+
+BUSY = "gpu-busy"
+PASSING = frozenset((BUSY, "throttled", "pcie-slow"))
+"""Findings of a moment. Metrics tell them as they are; no label and no line of the log comes and goes with load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +68,18 @@ class State:
         return f"no look at the machine has ended for {silent_s:.0f} s; {STALE_INTERVALS} intervals are {most_s:g} s"
 
 
+def in_service(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+    """The findings as they count on a node that works: that somebody uses its GPUs is what it is there for."""
+    return gravest_first(tuple(replace(f, severity=Severity.INFO) if f.code == BUSY else f for f in findings))
+
+
+def lasting(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+    """Those that somebody should know of who looks at another time: neither of a moment nor merely good to know."""
+    return tuple(f for f in findings if f.code not in PASSING and f.severity is not Severity.INFO)
+
+
 def changes(before: Seen | None, now: Seen) -> tuple[str, ...]:
-    """One line for each thing that is new, gone or otherwise; what is merely good to know is left out."""
+    """One line for each thing that is new, gone or otherwise; but only of what lasts."""
     if now.audited is None:
         known = before is not None and before.failure == now.failure
         return () if known else (f"no GPU can be read: {now.failure}",)
@@ -99,11 +113,11 @@ _Place = tuple[str, int | None, tuple[GpuRef, ...], tuple[str, ...]]
 
 
 def _findings(before: tuple[Finding, ...], now: tuple[Finding, ...]) -> tuple[str, ...]:
-    a, b = _grave(before), _grave(now)
+    a, b = _by_place(before), _by_place(now)
     new = [f"{found.severity.value} {found.code}: {found.seen}" for place, found in b.items() if place not in a]
     gone = [f"no more {found.code}: {found.seen}" for place, found in a.items() if place not in b]
     return (*new, *gone)
 
 
-def _grave(findings: tuple[Finding, ...]) -> dict[_Place, Finding]:
-    return {(f.code, f.node, f.gpus, f.nics): f for f in findings if f.severity is not Severity.INFO}
+def _by_place(findings: tuple[Finding, ...]) -> dict[_Place, Finding]:
+    return {(f.code, f.node, f.gpus, f.nics): f for f in lasting(findings)}

@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime, timezone
 
-from configgen.run.agent import STALE_INTERVALS, Seen
+from configgen.run.agent import STALE_INTERVALS, Seen, lasting
 from probe.curve import profiles
-from probe.finding import Severity
 from probe.islands import Island, fingerprint, islands
 from probe.measurement import Survey
 from probe.topology import require
@@ -35,12 +34,13 @@ def labels(seen: Seen) -> dict[str, str]:
         return {PREFIX + "probe": "failed"}
     survey = seen.audited.survey
     topology = survey.topology
+    grave = lasting(seen.audited.findings)
     usable = [island for island in islands(topology) if all(topology.state(ref).is_usable for ref in island.members)]
     told = {
         "probe": "ok",
         "gpus": str(sum(len(island.members) for island in usable)),
         "islands": _sizes(usable),
-        "audit": "passed" if seen.audited.passes else (seen.audited.worst or Severity.INFO).value,
+        "audit": grave[0].severity.value if grave else "passed",
         "fingerprint": fingerprint(topology),
     }
     if usable:

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from configgen.audited import Audited
-from configgen.run.agent import NODE_VARIABLE, Seen
+from configgen.run.agent import NODE_VARIABLE, Seen, in_service
 from probe.audit import audit
 from probe.cache import cache_folder, known
 from probe.errors import NoGpuError, WireloreError
@@ -30,7 +30,7 @@ def look(source: str | None = None) -> Seen:
     try:
         survey = _survey(source)
         when = datetime.fromtimestamp(at_s, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-        audited, failure = Audited(survey, audit(survey), when), None
+        audited, failure = Audited(survey, in_service(audit(survey)), when), None
     except WireloreError as error:
         audited, failure = None, str(error)
     except Exception as error:  # an agent that ends can tell nobody anything

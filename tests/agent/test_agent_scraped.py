@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 from agent_run import agent, free_port
 from fake_nvml.machines import LOST, healthy, hgx_h100
 
@@ -87,6 +89,21 @@ def test_a_prometheus_sees_the_machine_and_its_loss(tmp_path: Path, fake_nvml: P
         until(url, 'rate(wirelore_probes_total{result="failed"}[10s]) > 0')
         assert ask(url, "process_resident_memory_bytes{job='wirelore'} < 60e6")
         assert not ask(url, 'up{job="wirelore"} == 0')
+
+
+def test_the_alerts_on_its_page_are_rules_of_prometheus(tmp_path: Path) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed: NOTHING here says that the alerts are Prometheus'")
+    page = (Path(__file__).resolve().parents[2] / "docs" / "agent.md").read_text()
+    blocks = [yaml.safe_load_all(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
+    (rules,) = (document for block in blocks for document in block if document["kind"] == "PrometheusRule")
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump(rules["spec"]))
+    checked = subprocess.run(
+        [promtool, "check", "rules", str(tmp_path / "rules.yml")], capture_output=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert b"4 rules found" in checked.stdout
 
 
 def test_promtool_can_read_every_line(tmp_path: Path, fake_nvml: Path) -> None:

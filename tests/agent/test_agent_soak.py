@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -100,14 +101,12 @@ def soak(folder: Path, library: Path, seconds: float, figures: Callable[[str], N
 
 
 @pytest.fixture
-def figures(record_property: Callable[[str, object], None], request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Shown with the result, also where all went well."""
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+def figures(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Shown also where all went well."""
 
     def show(text: str) -> None:
-        record_property("figures", text)
-        if reporter is not None:
-            reporter.write_line(f"\n{request.node.name}: {text}")
+        with capsys.disabled():
+            sys.stdout.write(f"\n{text}\n")
 
     return show
 
