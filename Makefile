@@ -1,11 +1,11 @@
-# make setup | run | test | test-long | soak | conformance | e2e | findings-page | check | check-all | bench | clean
+# make setup | run | test | test-long | soak | conformance | e2e | browser | findings-page | check | check-all | bench | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL ?= qwen3-32b
 EXAMPLE ?= machine:3090-bridges-4
 
-.PHONY: setup run test test-long soak conformance e2e findings-page check check-all bench clean
+.PHONY: setup run test test-long soak conformance e2e browser findings-page check check-all bench clean
 
 setup: $(VENV)/.ready
 
@@ -22,7 +22,7 @@ run: setup
 	  $(BIN)/wirelore plan $(MODEL) --from $(EXAMPLE); }
 
 test: setup
-	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not long and not soak and not conformance and not e2e'
+	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not long and not soak and not conformance and not e2e and not browser'
 
 # What starts daemons or takes long: Slurm, Ray, Prometheus, links that are cut, a minute of the agent. What cannot be
 # installed is skipped, aloud.
@@ -46,6 +46,14 @@ e2e: setup
 	scripts/setup-engines
 	$(BIN)/pytest -q tests/e2e
 
+# The page in a real Chromium: sizes, themes, without scripts, accessibility. Look at what lies in build/screenshots.
+# Of the package that brings axe-core along only that file is used, so what else it wants stays away.
+browser: setup
+	-scripts/install-system-packages browser
+	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,browser]'
+	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps axe-playwright-python
+	$(BIN)/pytest -q tests/browser
+
 # docs/findings.md from the codes of the audit; a test tells when it is stale.
 findings-page: setup
 	$(BIN)/python scripts/write-findings-page
@@ -56,7 +64,7 @@ check: setup
 	$(BIN)/mypy
 
 # The long ones: everything above, the real engines, the recorded machines, and the timings.
-check-all: check test test-long soak conformance e2e bench
+check-all: check test test-long soak conformance e2e browser bench
 
 bench: setup
 	$(BIN)/python benchmarks/corpus.py --index ../shared/topologies/index.jsonl

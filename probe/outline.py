@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from probe.measurement import CurveKey, Evidence, HealthSnapshot, Survey, Verification
+from probe.measurement import Curve, CurveKey, Evidence, HealthSnapshot, Rate, Sample, Survey, Verification
 from probe.sources.registry import read_file
 from probe.statistics import median
 from probe.store import TopologyDocument, holds_survey, reading, topology_of
-from probe.topology import GpuRef, Notice, Origin, Topology
+from probe.topology import GpuRef, Notice, Origin, Topology, require
 
 T = TypeVar("T", bound=Hashable)
 Point = tuple[CurveKey, tuple[GpuRef, ...], int]
@@ -81,6 +81,28 @@ def read_outline(path: str, pool: Pool) -> Outline:
     return _outlined(read_file(path), path, pool, lambda: decode_survey(read_file(path), where=path))
 
 
+def read_lean(path: str) -> Survey:
+    """A survey's or a topology's file with the few sizes of each curve at which many are compared, raw times and all.
+    Raises SourceError naming what is wrong."""
+    data = read_file(path)
+    with reading(path):
+        if not holds_survey(data, path):
+            return Survey(topology_of(msgspec.json.decode(data, type=TopologyDocument)))
+        told = msgspec.json.decode(data, type=_WholeDocument)
+        topology = topology_of(told.topology)
+        curves = tuple(_few(curve) for curve in told.curves)
+        for ref in {ref for curve in curves for ref in curve.members} | {rate.gpu for rate in told.rates}:
+            known = 0 <= ref.node < len(topology.nodes) and 0 <= ref.gpu < len(topology.nodes[ref.node].gpus)
+            require(known, f"node {ref.node} has no GPU {ref.gpu}")
+        return Survey(topology, curves, told.rates, **{name: getattr(told, name) for name in _KEPT})
+
+
+def _few(curve: _WholeCurve) -> Curve:
+    last = len(curve.samples) - 1
+    kept = (sample for n, sample in enumerate(curve.samples) if _counts(sample.size_bytes) or n == last)
+    return Curve(curve.key, tuple(Sample(one.size_bytes, one.rounds_s) for one in kept), curve.members)
+
+
 class _Sample(msgspec.Struct):
     size_bytes: int
     rounds_s: msgspec.Raw
@@ -92,10 +114,8 @@ class _Curve(msgspec.Struct):
     members: tuple[GpuRef, ...] = ()
 
 
-class _Document(msgspec.Struct):
+class _Beside(msgspec.Struct):
     topology: TopologyDocument
-    curves: tuple[_Curve, ...] = ()
-    rates: tuple[msgspec.Raw, ...] = ()
     health: tuple[HealthSnapshot, ...] = ()
     verifications: tuple[Verification, ...] = ()
     evidence: tuple[Evidence, ...] = ()
@@ -106,7 +126,28 @@ class _Document(msgspec.Struct):
     measured_at: str | None = None
 
 
-_KEPT = tuple(name for name in _Document.__struct_fields__ if name not in ("topology", "curves", "rates"))
+class _Document(_Beside):
+    curves: tuple[_Curve, ...] = ()
+    rates: tuple[msgspec.Raw, ...] = ()
+
+
+class _WholeSample(msgspec.Struct):
+    size_bytes: int
+    rounds_s: tuple[tuple[float, ...], ...]
+
+
+class _WholeCurve(msgspec.Struct):
+    key: CurveKey
+    samples: tuple[_WholeSample, ...]
+    members: tuple[GpuRef, ...] = ()
+
+
+class _WholeDocument(_Beside):
+    curves: tuple[_WholeCurve, ...] = ()
+    rates: tuple[Rate, ...] = ()
+
+
+_KEPT = tuple(name for name in _Beside.__struct_fields__ if name != "topology")
 
 
 def _outlined(data: bytes, where: str, pool: Pool, load: Callable[[], Survey]) -> Outline:

@@ -410,6 +410,11 @@ HOST = (
         host(container="docker", requested_gpus="0,1"),
     ),
     Case(
+        "container-sees-part",
+        lambda: with_host_state(plain("l4-3"), HostState(container="docker", requested_gpus="0,1,2")),
+        lambda: with_host_state(plain("l4-3"), HostState(container="docker", requested_gpus="all")),
+    ),
+    Case(
         "gpu-count-differs",
         host(container="docker", requested_gpus="0"),
         host(container="docker", requested_gpus="0,1"),

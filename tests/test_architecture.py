@@ -35,22 +35,15 @@ DOORS = {
 """Every import from outside the standard library, and the only places that may have it."""
 
 LAZY = (
-    "torch",
-    "ray",
-    "jinja2",
-    "huggingface_hub",
-    "psutil",
-    "pynvml",
-    "yaml",
-    "defusedxml",
-    "prometheus_client",
-    "kubernetes",
+    *("torch", "ray", "jinja2", "huggingface_hub", "psutil", "pynvml", "yaml", "defusedxml", "sqlite3"),
+    *("prometheus_client", "kubernetes"),
 )
 """Imported inside the function that needs it: its module is on the path of commands that don't."""
 
 PURE = {
     *("probe.topology", "probe.islands", "probe.measurement", "probe.catalog", "probe.errors", "probe.units"),
-    *("probe.statistics", "probe.curve", "probe.stability"),
+    *("probe.statistics", "probe.curve", "probe.stability", "probe.finding"),
+    *("probe.drift", "probe.outliers", "probe.fleet_audit"),
     *("probe.rails", "probe.tiling", "probe.bench.candidates", "probe.bench.schedule"),
     *("probe.audit", "probe.finding", "probe.counters", "probe.fabric_health"),
     *(f"probe.checks.{name}" for name in ("view", "driver", "notices", "gpus", "nvlink", "fabric", "pcie", "nics")),
@@ -65,9 +58,10 @@ PURE = {
     *("configgen.quantization", "configgen.families", "configgen.fields"),
     *("configgen.cost", "configgen.passes", "configgen.roofline", "configgen.rates", "configgen.wires"),
     *("configgen.forecast", "configgen.whatif"),
-    *("configgen.checked", "configgen.check"),
+    *("configgen.checked", "configgen.check", "configgen.crossings"),
     *("configgen.audited", "configgen.report.lines", "configgen.run.agent", "configgen.run.features"),
-    *("configgen.engines.spellings", "configgen.engines.reading", "configgen.engines.asked"),
+    *("configgen.engines.language", "configgen.engines.spellings", "configgen.engines.shell"),
+    *("configgen.engines.reading", "configgen.engines.asked"),
     *("configgen.comparison", "configgen.facts", "configgen.contrasts", "configgen.carryover", "configgen.compare"),
 }
 IO = {

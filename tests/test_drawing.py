@@ -198,7 +198,9 @@ def some_plan() -> Plan:
 def placed(topology: Topology, replicas: list[list[list[tuple[int, int]]]]) -> Plan:
     """A plan with these stages, each a list of (node, GPU); nothing else of it is drawn."""
     base = some_plan()
-    made = tuple(Replica(tuple(tuple(GpuRef(*ref) for ref in stage) for stage in one)) for one in replicas)
+    share = base.replicas[0].memory_utilization
+    stages = (tuple(tuple(GpuRef(*ref) for ref in stage) for stage in one) for one in replicas)
+    made = tuple(Replica(one, memory_utilization=share) for one in stages)
     tp, pp, dp = len(replicas[0][0]), len(replicas[0]), len(replicas)
     order = tuple(
         tuple(ref.gpu for one in made for ref in one.gpus if ref.node == node) for node in range(len(topology.nodes))
@@ -417,6 +419,7 @@ def test_a_wire_shows_its_slower_direction_and_stands_out_where_equals_are_faste
     assert "NV1 10.6 GB/s!" in texts(drawing)
     assert "NV2 42.5 GB/s" in texts(drawing)
     assert "! more than 5% slower than equal wires" in texts(drawing)
+    assert svg(drawing).count('class="d late"') == 2, "the legend shows the mark that stands at the wire"
 
 
 def test_behind_a_switch_the_gpu_whose_every_pair_is_slow_stands_out_alone() -> None:
@@ -425,6 +428,59 @@ def test_behind_a_switch_the_gpu_whose_every_pair_is_slow_stands_out_alone() -> 
     assert [wire.joins for wire in drawing.wires if wire.slow] == [("GPU 5", "NVSwitch")]
     assert "191 GB/s!" in texts(drawing)
     assert "NVSwitch: all-reduce of 8 GPUs 471 GB/s" in texts(drawing)
+
+
+def test_behind_a_switch_a_slow_pair_shows_at_both_of_its_gpus() -> None:
+    drawing = draw(measured(machine("hgx-h100"), slow=((2, 5),)))
+    slow = {wire.joins[0]: wire.about for wire in drawing.wires if wire.slow}
+    assert slow == {
+        "GPU 2": "NV18: 382 GB/s, but 191 to GPU 5",
+        "GPU 5": "NV18: 382 GB/s, but 191 to GPU 2",
+    }
+    assert [label.text for label in drawing.labels if label.role == "slow"] == ["to 5: 191!", "to 2: 191!"]
+    assert not list(overlaps(drawing))
+
+
+def reduced(*pairs: tuple[int, int], links: int) -> Topology:
+    """HGX H100 of which these pairs have fewer links."""
+    node = machine("hgx-h100").nodes[0]
+    paths = tuple(replace(path, links=links) if (a, b) in pairs else path for a, b, path in node.shape.pairs)
+    return of(replace(node.shape, paths=paths))
+
+
+def test_fewer_links_show_at_the_gpu_that_lacks_them_and_nowhere_else() -> None:
+    around = tuple(pair for pair in combinations(range(8), 2) if 3 in pair)
+    topology = reduced(*around, links=16)
+    for gpus in (counted({}, None), counted({3: 16}, 18)):
+        told = of(replace(topology.nodes[0].shape, gpus=gpus))
+        drawing = draw(measured(told))
+        labels = Counter(label.text for label in drawing.labels if label.text.startswith("NV"))
+        assert {text: labels[text] for text in labels if text[2].isdecimal()} == {"NV18": 7, "NV16!": 1}
+        assert [wire.joins[0] for wire in drawing.wires if wire.slow] == ["GPU 3"]
+    pair = draw(Survey(reduced((1, 2), links=17)))
+    assert [wire.joins[0] for wire in pair.wires if wire.slow] == ["GPU 1", "GPU 2"]
+    assert "to 2: NV17!" in texts(pair) and "or fewer links" in texts(pair)
+    assert not list(overlaps(pair))
+    rack = machine("gb200-nvl72")
+    shape = rack.nodes[0].shape
+    fewer = replace(shape, gpus=tuple(replace(g, nvlinks_active=16 if g.index else 18) for g in shape.gpus))
+    nodes = (replace(rack.nodes[0], shape=fewer), *rack.nodes[1:])
+    assert "1 x NV18, 3 x NV16" in texts(draw(Survey(replace(rack, nodes=nodes))))
+
+
+def counted(links: dict[int, int], else_: int | None) -> tuple[Gpu, ...]:
+    """The GPUs of an HGX H100 as a source tells them that counts links, or does not."""
+    gpus = machine("hgx-h100").nodes[0].shape.gpus
+    return tuple(replace(gpu, nvlinks_active=links.get(gpu.index, else_)) for gpu in gpus)
+
+
+@each_machine
+def test_every_wire_says_what_it_carries_or_that_nobody_measured_it(name: str) -> None:
+    topology = MACHINES[name]()
+    for survey in (Survey(topology), measured(topology)) if topology.gpu_count <= 16 else (Survey(topology),):
+        words = [title for title in re.findall("<title>([^<]*)</title>", svg(draw(survey))) if " to " in title]
+        assert len(words) >= len(topology.nodes[0].gpus)
+        assert not [title for title in words if "GB/s" not in title and "not measured" not in title]
 
 
 def test_pcie_figures_stand_where_the_paths_turn_round() -> None:

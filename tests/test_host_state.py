@@ -261,6 +261,16 @@ def test_what_a_container_was_given_against_what_it_sees(
     assert [(w.code, w.node) for w in topology.warnings] == [(code, 0) for code in said]
 
 
+@pytest.mark.parametrize(
+    ("gpus", "requested", "is_told"),
+    [(3, "0,1,2", True), (7, "0,1,2,3,4,5,6", True), (3, "void", True), (7, "void", False), (4, "void", False)],
+)
+def test_a_container_with_a_part_of_the_gpus_says_so(gpus: int, requested: str, is_told: bool) -> None:
+    state = replace(UNTOUCHED, container="kubernetes", requested_gpus=requested)
+    told = [w.code for w in with_host_state(plain(f"machine:hgx-h100-{gpus}"), state).warnings]
+    assert told == ["container-sees-part"] * is_told
+
+
 def test_nothing_is_said_twice() -> None:
     topology = plain("machine:3090-bridges-4")
     warned = replace(topology, warnings=(Notice("container-sees-all", "in a pod", node=0),))

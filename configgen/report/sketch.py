@@ -21,7 +21,7 @@ def sketch(drawing: Drawing) -> list[Line]:
     for wire in drawing.wires:
         canvas.wire(wire)
     for key in drawing.keys:
-        canvas.wire(Wire(((key.x, key.y), (key.x + 2, key.y)), key.role))
+        canvas.wire(key.wire)
     for box in drawing.boxes:
         canvas.box(box.x, box.y, box.w, box.h, dashed=box.role == "gpu-off")
     roles: dict[int, str] = {}

@@ -74,9 +74,7 @@ def _elements(drawing: Drawing) -> Iterator[str]:
     # A GPU's wire over those of the NICs that share its way, and slow ones over all.
     order = {"nic": 0, "uplink": 0, "pcie": 1}
     yield from map(_wire, sorted(drawing.wires, key=lambda wire: (wire.slow, order.get(wire.role, 2))))
-    for key in drawing.keys:
-        line = Wire(((key.x, key.y), (key.x + 2, key.y)), key.role, slow=key.slow)
-        yield _wire(line)
+    yield from (_wire(key.wire) for key in drawing.keys)
     for box in drawing.boxes:
         yield _box(box.x + 0.5, box.y + 0.5, box.w - 1, box.h - 1, box.role, box.about)
     yield from (_rect(s, "stage", s.about) for s in drawing.shades if s.role == "stage")
@@ -103,7 +101,7 @@ def _wire(wire: Wire) -> str:
     # Of a line that wires share only the dot is the slow wire's own.
     role = f"w-{wire.role}" + (" w-slow" if wire.slow and not wire.dots else "")
     drawn = " ".join(f"{x},{y}" for x, y in points)
-    about = f"{' to '.join(wire.joins)}: {wire.about}" if wire.joins else ""
+    about = ": ".join(filter(None, (" to ".join(wire.joins), wire.about)))
     told = f'<polyline points="{drawn}"{_attributes(class_=role)}>{_element("title", about)}</polyline>'
     dot = 'class="d late" r="6"' if wire.slow else 'class="d" r="4"'
     for x, y in wire.dots:

@@ -35,9 +35,9 @@ CODES_GPU: dict[str, Code] = {
         Severity.WARNING,
         "Fewer GPUs than such a node has",
         "A board with 7 of 8 GPUs has usually lost one at boot, before any driver counted it. A container or "
-        "virtual machine that was granted fewer is well.",
+        "virtual machine that was granted fewer is well (good to know).",
         "The count of GPUs against the sizes of boards with built-in NVLink, equal nodes, or the total in the same "
-        "file.",
+        "file; and what a container was given. 7 or 15 in a virtual machine are a warning still.",
         "Check `lspci -d 10de:` and dmesg for a GPU that did not come up; reseat or service it. Where fewer were "
         "granted, nothing.",
         "NVIDIA Health Validation, gpu_count (docs.nvidia.com/health-validation/reference/checks)",

@@ -41,6 +41,17 @@ CODES_HOST: dict[str, Code] = {
         "NVIDIA Container Toolkit, Specialized Configurations "
         "(docs.nvidia.com/datacenter/cloud-native/container-toolkit)",
     ),
+    "container-sees-part": Code(
+        Severity.INFO,
+        "The container sees a part of the node's GPUs",
+        "An odd number of GPUs is what it was granted, and no sign of a lost one. The others may work for somebody "
+        "else, on wires that they share.",
+        "A number of GPUs that no machine has, equal to the list in NVIDIA_VISIBLE_DEVICES; or a container whose "
+        "runtime tells no list.",
+        "Nothing. For groups of 2, 4 or 8 ask for as many GPUs.",
+        "NVIDIA Container Toolkit, Specialized Configurations "
+        "(docs.nvidia.com/datacenter/cloud-native/container-toolkit)",
+    ),
     "gpu-count-differs": Code(
         Severity.WARNING,
         "The container sees another number of GPUs than it was given",

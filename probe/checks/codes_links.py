@@ -13,7 +13,8 @@ CODES_LINKS: dict[str, Code] = {
         "member. On boards that are wired together (SXM) this is a failure; on boards with bridges, one of several "
         "bridges may be absent; in a virtual machine the missing links may lead to GPUs that it was not given.",
         "Active links per GPU against the catalog's count of the model (an H100 NVL has 12, an H100 SXM 18), the "
-        "driver's own total, or siblings of the same name.",
+        "driver's own total, or siblings of the same name; behind a switch also each bond against the poorer of its "
+        "two GPUs.",
         "Look at `nvidia-smi nvlink -s` and `-e`; reset the GPU, reseat the bridge or have the board serviced.",
         "NVIDIA Health Validation, nvlink_active (docs.nvidia.com/health-validation/reference/checks): no inactive "
         "link is tolerated",
@@ -22,7 +23,8 @@ CODES_LINKS: dict[str, Code] = {
         Severity.FAILURE,
         "A GPU that should have NVLink has none",
         "The model is wired to NVLink where it is built in (SXM, superchips), yet no NVLink joins this GPU with any "
-        "other. All its traffic goes over PCIe or the host, many times slower.",
+        "other. All its traffic goes over PCIe or the host, many times slower. On boards without switches (SXM2) a GPU "
+        "of a part of the machine may just be no neighbour of the others (good to know).",
         "No NVLink path between GPUs of such a model, while their fabric registration is not known to be pending. "
         "Links may even read active: a link's state says nothing of its peer.",
         "Check `systemctl status nvidia-fabricmanager` (its version must equal the driver's) and `nvidia-smi nvlink "
@@ -43,8 +45,10 @@ CODES_LINKS: dict[str, Code] = {
     "bridge-absent": Code(
         Severity.WARNING,
         "Some boards have an NVLink bridge, equal ones have none",
-        "A bridge is absent, half-seated or down. Those GPUs talk over PCIe while their siblings have NVLink.",
-        "Two or more GPUs of a bridged model without an NVLink path, beside siblings with one.",
+        "A bridge is absent, half-seated or down. Those GPUs talk over PCIe while their siblings have NVLink. Where "
+        "their links are active, the bridge leads to a GPU that was not granted; in a virtual machine it may (good to "
+        "know).",
+        "Two or more GPUs of a bridged model without an NVLink path and active links, beside siblings with one.",
         "Power off and reseat the bridge; then `nvidia-smi nvlink -s` should show its links active. If none was "
         "bought, the planner already knows.",
         "NVIDIA/k8s-device-plugin#436; NVIDIA/nccl#557 (a half-seated bridge)",
@@ -217,7 +221,8 @@ CODES_LINKS: dict[str, Code] = {
         Severity.WARNING,
         "PCIe with fewer lanes than the card has",
         "Bandwidth shrinks with the lanes, for copies from the host and for GPUs that talk over PCIe. The width "
-        "does not change at rest.",
+        "does not change at rest. Where all equal GPUs are as narrow, or in a virtual machine, the machine is built "
+        "so (good to know).",
         "The present width against the card's in the catalog, or the most that card and slot can have. A low "
         "generation is told beside it, since a poor slot or riser often lowers both.",
         "Reseat the board or riser; check the slot's wiring and the firmware's bifurcation.",
@@ -255,8 +260,8 @@ CODES_LINKS: dict[str, Code] = {
         Severity.WARNING,
         "No NIC on the GPU's socket",
         "What the GPU sends to other nodes crosses the link between sockets first, which is slow and shared.",
-        "The path between the GPU and each NIC that is up: all are SYS. With fewer NICs than sockets, or where no "
-        "GPU has a near one, the machine is built so (good to know).",
+        "The path between the GPU and each NIC that is up: all are SYS, those of unknown rate too. With fewer NICs "
+        "than sockets, or where no GPU has a near one, the machine is built so (good to know).",
         "Move a NIC to a slot of that socket, check that all NICs are up, or keep groups that cross nodes on the "
         "other GPUs.",
         "NVIDIA, NCCL User Guide, Troubleshooting "
@@ -266,8 +271,8 @@ CODES_LINKS: dict[str, Code] = {
         Severity.WARNING,
         "A NIC is down while its siblings are up",
         "NCCL uses the NICs that are left: rails are unequal, and some GPUs send through far ones. Unused ports are "
-        "common where as many are down as up (good to know).",
-        "The state of each port against NICs of the same kind and link layer.",
+        "common where as many are down as up, and among those that are no GPU's nearest (good to know).",
+        "The state of each port against NICs of the same kind and link layer, and the NICs nearest to each GPU.",
         "Check cable, transceiver and switch port (`ibstat`, `ethtool`).",
         "NVIDIA Health Validation, InfiniBand checks; Azure/azurehpc-health-checks, InfiniBand link checks",
     ),

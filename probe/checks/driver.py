@@ -8,13 +8,13 @@ from dataclasses import replace
 from probe.checks.fabric import fabric
 from probe.checks.gpus import gpus_of_all, gpus_of_node
 from probe.checks.nics import nics
-from probe.checks.notices import lifted
+from probe.checks.notices import lifted, named_pairs
 from probe.checks.nvlink import nvlink
 from probe.checks.pcie import pcie
 from probe.checks.view import View
 from probe.finding import Finding
 from probe.measurement import Survey
-from probe.topology import Topology
+from probe.topology import GpuRef, Topology
 
 OF_NODE: tuple[Callable[[View], Iterator[Finding]], ...] = (gpus_of_node, fabric, nvlink, pcie, nics)
 
@@ -22,6 +22,7 @@ _SAYS_TOO = {
     "nvlink-absent": {"degraded-links", "nvlink-no-bridge"},
     "bridge-absent": {"degraded-links", "nvlink-no-bridge"},
     "fabric-failed": {"split-island"},
+    "gpus-missing": {"container-sees-part"},
 }
 """A finding from the facts, and the notices of other codes that tell the same less well."""
 
@@ -50,8 +51,17 @@ def _not_told(notices: Iterable[Finding], own: tuple[Finding, ...]) -> Iterator[
             if notice.code in (found.code, *_SAYS_TOO.get(found.code, ())) and notice.node in (None, found.node)
         ]
         told = {ref for found in same for ref in found.gpus}
-        if not same or not told.issuperset(notice.gpus):
+        if not same or not _covers(told, notice):
             yield notice
+
+
+def _covers(told: set[GpuRef], notice: Finding) -> bool:
+    """An accused GPU accounts for each of its bonds; a bond between two that nobody accuses is another fault."""
+    bonds = named_pairs(notice.seen)
+    if bonds:
+        accused = {ref.gpu for ref in told}
+        return all(a in accused or b in accused for a, b in bonds)
+    return told.issuperset(notice.gpus)
 
 
 def folded(findings: Iterable[Finding]) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ _STATUS_CODES = {
     GpuStatus.FAILED: "gpu-failed",
 }
 _BOARDS = (1, 2, 4, 8, 16)
+_GREAT_BOARDS = (8, 16)
 _BOARD_SOURCE = "NVIDIA, HGX and DGX user guides; Health Validation, check gpu_count"
 _MEMORY_TOLERANCE = 0.01
 """Firmware versions differ by some MiB; ECC on one and off on another by a sixteenth of GDDR6."""
@@ -69,17 +70,23 @@ def _unusable(view: View) -> Iterator[Finding]:
 
 
 def _odd_count(view: View) -> Iterator[Finding]:
-    """GPUs that NVLink joins where they are built in come 1, 2, 4, 8 or 16 to a board or a virtual machine."""
+    """GPUs that NVLink joins where they are built in come 1, 2, 4, 8 or 16 to a board. Containers and virtual machines
+    are granted any number; yet a virtual machine one short of a great board has rather lost one."""
     n = len(view.node.gpus)
     names = {gpu.name for gpu in view.shape.gpus}
     figures = [figures_of(name) for name in names]
     on_board = all(f and f.nvlinks and not f.nvlink_by_bridge for f in figures)
-    if n and on_board and n not in _BOARDS:
+    if not n or not on_board or n in _BOARDS:
+        return
+    said = {notice.code for notice in view.topology.warnings if notice.node in (None, view.number)}
+    if "gpus-missing" not in said:  # a source that says so knows the true number
+        is_granted = "container-sees-part" in said or (view.is_virtual and n + 1 not in _GREAT_BOARDS)
         whole = next((size for size in _BOARDS if size > n), n)
         what = " and ".join(sorted(f.name for f in figures if f))
         yield view.found(
             "gpus-missing",
             f"{n} GPUs ({what}) answer in this node",
+            severity=Severity.INFO if is_granted else None,
             expected=(f"{', '.join(map(str, _BOARDS))}: boards of such GPUs carry no {n}", _BOARD_SOURCE),
             judged=(n, whole, "GPUs"),
         )

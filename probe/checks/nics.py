@@ -31,18 +31,25 @@ def _carries_traffic(nic: Nic) -> bool:
     return nic.label is not None or nic.link_layer == "InfiniBand" or (nic.speed_gbps or 0.0) >= _FAST_GBPS
 
 
+def _may_carry_traffic(nic: Nic) -> bool:
+    """lstopo tells no rates, and of devices such as AWS's EFA no link layer either."""
+    return nic.speed_gbps is None
+
+
 def _far(view: View) -> Iterator[Finding]:
     """Grave only where others show that it could be better: one NIC cannot be near to two sockets, and where no GPU
     has a near one, the GPUs are a part of a machine, or the machine is built so."""
     shape = view.shape
-    used = [k for k, nic in enumerate(shape.nics) if _carries_traffic(nic) and nic.state in (*_UP, *_UNTOLD)]
+    working = [k for k, nic in enumerate(shape.nics) if nic.state in (*_UP, *_UNTOLD)]
+    used = [k for k in working if _carries_traffic(shape.nics[k])]
     if not used or not shape.nic_paths or view.is_virtual:
         return
-    homes = {home for k in used for home in _homes(view, k)}
+    near = [k for k in working if k in used or _may_carry_traffic(shape.nics[k])]
+    homes = {home for k in near for home in _homes(view, k)}
     far = [
         i
         for i in view.whole
-        if min((shape.nic_paths[i][k] for k in used), key=lambda path: path.slowness).kind is PathKind.SYS
+        if min((shape.nic_paths[i][k] for k in near), key=lambda path: path.slowness).kind is PathKind.SYS
         and shape.gpus[i].numa_node not in homes
     ]
     if far:
@@ -74,28 +81,39 @@ def _kind(nic: Nic) -> tuple[str, str | None]:
     return nic.name.rstrip("0123456789"), nic.link_layer
 
 
+def _nearest(view: View) -> set[str]:
+    """NICs that GPUs send through; others serve storage or management. Empty where no source tells."""
+    return {name for gpu in view.shape.gpus for name in gpu.nearest_nics}
+
+
 def _down(view: View) -> Iterator[Finding]:
+    nearest = _nearest(view)
     kinds: dict[tuple[str, str | None], list[Nic]] = {}
     for nic in view.shape.nics:
         kinds.setdefault(_kind(nic), []).append(nic)
     for siblings in kinds.values():
         up = [nic for nic in siblings if nic.state in _UP]
         down = [nic for nic in siblings if nic.state not in (*_UP, *_UNTOLD)]
-        if down and any(_carries_traffic(nic) for nic in up):
-            names = [nic.name for nic in down]
-            yield view.found(
-                "nic-down",
-                f"{some(names)} {'is' if len(down) == 1 else 'are'} {some(sorted({str(nic.state) for nic in down}))}",
-                nics=names,
-                fact="nics",
-                severity=Severity.INFO if len(down) >= len(up) else None,
-                expected=(f"a link, as {some([nic.name for nic in up])} {_has(up)}", _SIBLINGS),
-            )
+        if not any(_carries_traffic(nic) for nic in up):
+            continue
+        missed = [nic for nic in down if nic.name in nearest or not nearest]
+        for ports in (missed, [nic for nic in down if nic not in missed]):
+            if ports:
+                names = [nic.name for nic in ports]
+                states = some(sorted({str(nic.state) for nic in ports}))
+                yield view.found(
+                    "nic-down",
+                    f"{some(names)} {'is' if len(ports) == 1 else 'are'} {states}",
+                    nics=names,
+                    fact="nics",
+                    severity=Severity.INFO if ports is not missed or len(down) >= len(up) else None,
+                    expected=(f"a link, as {some([nic.name for nic in up])} {_has(up)}", _SIBLINGS),
+                )
 
 
 def _slow(view: View) -> Iterator[Finding]:
-    """Only NICs that are some GPU's nearest compare: others serve storage or management."""
-    near = {name for gpu in view.shape.gpus for name in gpu.nearest_nics}
+    """Only NICs that are some GPU's nearest compare."""
+    near = _nearest(view)
     kinds: dict[tuple[str, str | None], dict[str, float]] = {}
     for nic in view.shape.nics:
         if nic.speed_gbps and _carries_traffic(nic) and (nic.name in near or not near):

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from probe.checks.codes import CODES
 from probe.checks.view import LONGEST
 from probe.counters import grown
 from probe.errors import one_line
-from probe.finding import Finding
+from probe.finding import Finding, Severity
 from probe.measurement import HealthSnapshot, Survey
 from probe.topology import GpuRef, Notice, Provenance, Topology
 
 UNKNOWN = "unknown-notice"
+_DISTURBING = frozenset(("gpu-busy",))
+"""What spoils figures, and is a GPU's ordinary day where none were taken."""
 
 _END_OF_SENTENCE = re.compile(r"\. (?=[A-Z`])")
 _ON_OTHER_NODES = re.compile(r" \(so on [0-9,]{1,9} nodes\)$")
 _GPUS = re.compile(r"\bGPUs? ([0-9]{1,4}(?:(?:-|,|, )[0-9]{1,4}){0,64})\b(?: of node ([0-9]{1,4})\b)?")
+
+_PAIR = re.compile(r"\b([0-9]{1,4})-([0-9]{1,4}) \(NV[0-9]{1,3}\)")
 
 
 def lifted(survey: Survey) -> Iterator[Finding]:
     """Every notice of the topology, of the measurement, and of counters that grew and are not told yet."""
     topology = survey.topology
     for notice in topology.warnings:
-        yield _finding(notice, topology, _told_by(topology))
+        found = _finding(notice, topology, _told_by(topology))
+        disturbs = survey.is_measured or notice.code not in _DISTURBING
+        yield found if disturbs else replace(found, severity=Severity.INFO)
     said = {notice.code for notice in survey.missing}
     fresh = (notice for notice in grown(*before_and_after(survey.health)) if notice.code not in said)
     for notice in (*survey.missing, *fresh):
@@ -57,9 +64,12 @@ def split(message: str) -> tuple[str, str | None]:
 
 
 def named_gpus(text: str, topology: Topology, node: int | None) -> tuple[GpuRef, ...]:
-    """The GPUs that a house message names ('GPU 3', 'GPUs 0-3,6', 'GPU 1 of node 2'); those that are not there are
-    left out, and without a node none is known."""
+    """The GPUs that a house message names ('GPU 3', 'GPUs 0-3,6', 'GPU 1 of node 2', the pair '1-2 (NV17)'); those
+    that are not there are left out, and without a node none is known."""
     found: dict[GpuRef, None] = {}
+    if node is not None and node < len(topology.nodes):
+        n = len(topology.nodes[node].gpus)
+        found |= dict.fromkeys(GpuRef(node, i) for pair in named_pairs(text) for i in pair if i < n)
     for listed, of_node in _GPUS.findall(text):
         position = int(of_node) if of_node else node
         if position is None or position >= len(topology.nodes):
@@ -69,6 +79,11 @@ def named_gpus(text: str, topology: Topology, node: int | None) -> tuple[GpuRef,
             first, _, last = part.strip().partition("-")
             found |= dict.fromkeys(GpuRef(position, i) for i in range(int(first), min(int(last or first) + 1, n)))
     return tuple(found)
+
+
+def named_pairs(text: str) -> tuple[tuple[int, int], ...]:
+    """The bonds that a house message names: '1-2 (NV17)'."""
+    return tuple((int(a), int(b)) for a, b in _PAIR.findall(text))
 
 
 def _finding(notice: Notice, topology: Topology, provenance: Provenance) -> Finding:

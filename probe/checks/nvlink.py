@@ -12,12 +12,19 @@ from probe.topology import Fabric, FabricState, PathKind, Through
 _NEVER_IN_A_BOARD = 64
 _COUNT_SOURCE = "NVML, the driver's count of NVLinks (field NVML_FI_DEV_NVLINK_LINK_COUNT)"
 _SIBLINGS_SOURCE = "its siblings in this node"
+_CUBE = 8
+_STRANGERS = 2
+_UNSWITCHED = "Check `nvidia-smi nvlink -s`: these boards have no switches; reset the GPU or have the board serviced."
+_NEIGHBOURS = (
+    "Nothing is broken. For groups that talk, ask for GPUs that `nvidia-smi topo -m` shows as neighbours on the host."
+)
 
 
 def nvlink(view: View) -> Iterator[Finding]:
     """What is wrong with one node's NVLinks, as its driver or its matrix tells them."""
     if view.shape.nvlink_visible:
         yield from _too_few(view)
+        yield from _thin(view)
         yield from _none(view)
         yield from _apart(view)
         yield from _bridges(view)
@@ -91,6 +98,28 @@ def _too_few(view: View) -> Iterator[Finding]:
         )
 
 
+def _thin(view: View) -> Iterator[Finding]:
+    """Behind a switch a bond has all links of its poorer end; fewer are missing between these two alone."""
+    if not _is_switched(view) or view.is_virtual:
+        return
+    most = {i: max(_bonds(view, i), default=0) for i in view.whole}
+    thin = {
+        (a, b): (path.links, full)
+        for a, b, path in view.shape.pairs
+        if path.kind is PathKind.NVLINK and path.links and path.links < (full := min(most.get(a, 0), most.get(b, 0)))
+    }
+    for n, full in dict.fromkeys(thin.values()):
+        bonds = [bond for bond, counts in thin.items() if counts == (n, full)]
+        yield view.found(
+            "degraded-links",
+            f"NVLink joins {pairs(bonds)} with {n} links, and each of these GPUs with others by {full} or more",
+            gpus=ends(bonds),
+            fact="paths",
+            expected=(f"{full}, the links of the poorer GPU", _SIBLINGS_SOURCE),
+            judged=(n, full, "links"),
+        )
+
+
 def _none(view: View) -> Iterator[Finding]:
     """GPUs that are wired together where they are built in (SXM), and yet no NVLink joins them with any other."""
     wired = [i for i in view.whole if (f := _figures(view, i)) and not f.nvlink_by_bridge]
@@ -108,14 +137,29 @@ def _none(view: View) -> Iterator[Finding]:
         ups = f", though {active} of its links are active" if active else ""
         figures = _figures(view, members[0])
         assert figures is not None
+        is_direct = _is_direct(figures)
+        severity: Severity | None
+        cure: str | None
+        if is_direct and active != 0 and len(wired) < _CUBE and len(alone) <= _STRANGERS:
+            severity, cure = Severity.INFO, _NEIGHBOURS
+        else:
+            severity = Severity.WARNING if view.is_virtual else None
+            cure = _UNSWITCHED if is_direct else None
         yield view.found(
             "nvlink-absent",
             f"no NVLink joins {gpus(members)} with any other GPU{ups}",
             gpus=members,
             fact="paths",
-            severity=Severity.WARNING if view.is_virtual else None,
+            severity=severity,
+            cure=cure,
             expected=(f"{figures.nvlinks} NVLinks on every {name}", figures.source),
         )
+
+
+def _is_direct(figures: GpuFigures) -> bool:
+    """Boards of this socket (P100, V100) have no NVSwitch. In a cube mesh of 8 each GPU has links to four others only,
+    and its quad is fully joined: of a part of it one or two GPUs can be strangers to all others, no more."""
+    return "SXM2" in figures.name
 
 
 def _name(view: View, i: int) -> str:
@@ -153,11 +197,22 @@ def _apart(view: View) -> Iterator[Finding]:
 
 
 def _bridges(view: View) -> Iterator[Finding]:
+    """Links that are up without a peer here lead to a GPU that this process, container or machine was not given."""
     for name, members in view.models().items():
         figures = _figures(view, members[0])
         if figures is None or not figures.nvlink_by_bridge or not _all_told(view, members):
             continue
-        bare = [i for i in members if not view.peers[i]]
+        away = [i for i in members if not view.peers[i] and view.shape.gpus[i].nvlinks_active]
+        bare = [i for i in members if not view.peers[i] and i not in away]
+        if away:
+            yield view.found(
+                "bridge-absent",
+                f"the links of {gpus(away)} are active and lead to no GPU here",
+                gpus=away,
+                fact="paths",
+                severity=Severity.INFO,
+                cure="Nothing, where only a part of the machine was granted: ask for bridged GPUs together.",
+            )
         if len(bare) < 2:  # a bridge joins two
             continue
         if len(bare) == len(members):
@@ -169,6 +224,7 @@ def _bridges(view: View) -> Iterator[Finding]:
                 f"no bridge joins {gpus(bare)}, and {gpus([i for i in members if i not in bare], 'has', 'have')} one",
                 gpus=bare,
                 fact="paths",
+                severity=Severity.INFO if view.is_virtual else None,
                 expected=("a bridge on all of equal GPUs, or on none", _SIBLINGS_SOURCE),
             )
 

@@ -47,9 +47,17 @@ def _narrow(view: View) -> Iterator[Finding]:
             f"{gpus(members, 'runs', 'run')} at PCIe x{port.width} of x{port.wanted}{beside}",
             gpus=members,
             fact="gpus.pcie",
+            severity=Severity.INFO if view.is_virtual or _is_built_so(view, members[0]) else None,
             expected=(port.words, port.source),
             judged=(port.width, port.wanted, "lanes"),
         )
+
+
+def _is_built_so(view: View, i: int) -> bool:
+    """Equal GPUs, all as narrow: a board that gives each of them half a slot (AWS wires A10G and L4 with 8 lanes)."""
+    twins = [k for k in view.whole if view.shape.gpus[k].name == view.shape.gpus[i].name]
+    widths = {link.width if (link := view.shape.gpus[k].pcie) else None for k in twins}
+    return len(twins) > 1 and len(widths) == 1
 
 
 def _port(view: View, i: int) -> _Port | None:

@@ -161,11 +161,21 @@ def _against(topology: Topology, state: HostState, node: int) -> Iterator[Notice
         what = f"the container was given {count(requested, 'GPU')} (NVIDIA_VISIBLE_DEVICES) and sees {len(gpus)}"
         cure = "A privileged one sees all: plan only on yours (--gpus). Where it sees fewer, look for Xid in dmesg."
         yield Notice("gpu-count-differs", f"{what}. {cure}")
+    elif state.container and _is_part(len(gpus), state.requested_gpus):
+        what = f"this container ({state.container}) sees {count(len(gpus), 'GPU')}, as it was given"
+        yield Notice("container-sees-part", f"{what}: a part of the node. Nothing is missing.")
     in_domain = any(g.fabric and g.fabric.domain and g.status is GpuStatus.OK for g in gpus)
     if in_domain and state.imex_channels == ():
         what = "the GPUs are of a multi-node NVLink domain, yet there is no IMEX channel here"
         cure = "Start nvidia-imex on all its nodes and create (or mount) /dev/nvidia-caps-imex-channels/channel0."
         yield Notice("imex-channel-missing", f"{what}: between nodes the network counts, not NVLink. {cure}")
+
+
+def _is_part(gpus: int, devices: str | None) -> bool:
+    """Machines have 1, 2, 4, 8 or 16 GPUs. Without a list (CDI tells none) one short of 8 or 16 is rather a loss."""
+    if not gpus & (gpus - 1):
+        return False
+    return _requested(devices) == gpus or (devices in (None, "", "void") and gpus + 1 not in (8, 16))
 
 
 def _requested(devices: str | None) -> int | None:

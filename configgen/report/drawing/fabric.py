@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from probe.islands import clique_partition
@@ -32,6 +33,13 @@ def fabric(shape: NodeShape) -> Fabric:
     switches = tuple(tuple(sorted(clique)) for clique in cliques if _is_switched(shape, clique))
     inside = {(a, b) for members in switches for i, a in enumerate(members) for b in members[i + 1 :]}
     return Fabric(switches, tuple(pair for pair in shape.pairs if pair[2].is_fast and pair[:2] not in inside))
+
+
+def port_links(shape: NodeShape, gpu: int, others: Iterable[int]) -> int:
+    """Links of a GPU to the switch that joins it with others: as the driver counts them, else those of its best pair;
+    0 where nothing tells."""
+    told = max((shape.path(gpu, other).links or 0 for other in others if other != gpu), default=0)
+    return shape.gpus[gpu].nvlinks_active or told
 
 
 def _is_switched(shape: NodeShape, clique: tuple[int, ...]) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from configgen.report.drawing.nouns import Box, Label, Part, Wire, clip
+from configgen.report.drawing.fabric import port_links
+from configgen.report.drawing.nouns import NOT_MEASURED, Box, Label, Part, Wire, clip
 from configgen.report.drawing.speeds import Speed, Speeds, span
 from configgen.report.drawing.view import Role
 from probe.topology import GpuRef, NetworkPath, Node, PathKind, Topology
@@ -110,8 +112,9 @@ def _gpus(node: Node) -> str:
 def _wire(node: Node, kind: PathKind | str) -> str:
     """What a node brings to a network: '4 x NV18', '8 x 400 Gb/s'."""
     if kind is PathKind.MNNVL:
-        labels = {path.label for path in node.shape.paths if path.is_fast} or {"NVLink"}
-        return f"{len(node.gpus)} x {min(labels)}"
+        gpus = range(len(node.gpus))
+        links = Counter(port_links(node.shape, gpu, gpus) for gpu in gpus)
+        return ", ".join(f"{n} x NV{each or 'Link'}" for each, n in links.items())
     speeds: dict[float | None, int] = {}
     for nic in node.shape.nics:
         speeds[nic.speed_gbps] = speeds.get(nic.speed_gbps, 0) + 1
@@ -141,7 +144,8 @@ def _hop(topology: Topology, position: int, nodes: Sequence[int], roles: Mapping
 
 def _spine(path: NetworkPath, number: int, blocks: list[_Block], measured: list[Speed]) -> Part:
     """Blocks in two columns, and the network between them; each has one wire to it."""
-    part, name = Part(), f"network {number}"
+    part, name, speed = Part(), f"network {number}", span(measured)
+    told = f"GPU to GPU {speed} GB/s" if speed is not None else NOT_MEASURED
     rows = max((len(block.lines) for block in blocks), default=1) + 2
     half = -(-len(blocks) // 2)
     for i, block in enumerate(blocks):
@@ -155,13 +159,14 @@ def _spine(path: NetworkPath, number: int, blocks: list[_Block], measured: list[
         ends = (_CELL + _WIRE + _SPINE - 1, x) if right else (_CELL - 1, _CELL + _WIRE)
         line = row + rows // 2
         role = "nvlink" if path.kind is PathKind.MNNVL else "network"
-        part.wires.append(Wire(((ends[0], line), (ends[1], line)), role, (block.name, name), block.wire))
+        about = f"{block.wire}, {told}" if block.wire else told
+        part.wires.append(Wire(((ends[0], line), (ends[1], line)), role, (block.name, name), about))
         if block.wire:
             part.texts.append(Label(sum(ends) / 2 + 0.5, line - 1, clip(block.wire, _WIRE - 1), "dim", "middle"))
     is_mnnvl = path.kind is PathKind.MNNVL
     lines = [("NVLink switches" if is_mnnvl else "Network", "name"), (path.kind.value, "dim")]
-    if (told := span(measured)) is not None:
-        lines += [("GPU to GPU", ""), (f"{told} GB/s", "")]
+    if speed is not None:
+        lines += [("GPU to GPU", ""), (f"{speed} GB/s", "")]
     height = max(half * rows, len(lines) + 2)
     role = "nvswitch" if is_mnnvl else "network"
     about = f"{lines[0][0]} of nodes {ranges(sorted(path.nodes))}"

@@ -9,7 +9,7 @@ from itertools import pairwise
 from configgen.report.drawing.band import band
 from configgen.report.drawing.fabric import Fabric, fabric
 from configgen.report.drawing.hosts import Host, sockets
-from configgen.report.drawing.nouns import Label, Part, Wire
+from configgen.report.drawing.nouns import NOT_MEASURED, Label, Part, Wire
 from configgen.report.drawing.side import columns, meeting, metrics, side
 from configgen.report.drawing.view import View
 from probe.topology import PathKind
@@ -66,9 +66,10 @@ def _rows(view: View, hosts: tuple[Host, ...], wires: Fabric) -> list[Sequence[H
 def _join(view: View, part: Part, spots: Sequence[_Spot]) -> None:
     """The way from each socket to the next, around the node where they stand in two rows."""
     found = meeting(view, range(len(view.node.gpus)), (PathKind.SYS,))
-    text = f"between sockets: SYS {found[0][1]} GB/s" if found else "between sockets"
+    speed = f"SYS {found[0][1]} GB/s" if found else NOT_MEASURED
+    text = "between sockets" + (f": {speed}" if found else "")
     for a, b in pairwise(spots):
         around = [] if a.rail == b.rail else [(0, a.rail), (0, b.rail)]
         points = ((a.x, a.rail + a.down), (a.x, a.rail), *around, (b.x, b.rail), (b.x, b.rail + b.down))
-        part.wires.append(Wire(points, "uplink", (a.name, b.name), text))
+        part.wires.append(Wire(points, "uplink", (a.name, b.name), speed))
     part.texts.append(Label(spots[0].x + 1, 0, text, "dim"))

@@ -17,6 +17,9 @@ from probe.topology import require
 
 Point = tuple[int, int]
 
+NOT_MEASURED = "not measured"
+"""How the words of a wire without a figure end."""
+
 _SCALES = {"title": 1.35, "name": 1.1}
 """How much wider than plain text a role is set."""
 _BROAD = frozenset("MW@%mw&")
@@ -156,6 +159,13 @@ class Key:
     y: int
     role: str
     slow: bool = False
+    dot: bool = False
+    """Whether a dot alone tells it, where wires share a line."""
+
+    @property
+    def wire(self) -> Wire:
+        dots = ((self.x + 1, self.y),) if self.dot else ()
+        return Wire(((self.x, self.y), (self.x + 2, self.y)), self.role, slow=self.slow, dots=dots)
 
 
 @dataclass(frozen=True)
@@ -200,7 +210,7 @@ class Part:
         self.wires += [Wire(moved(w.points), w.role, w.joins, w.about, w.slow, moved(w.dots)) for w in other.wires]
         self.texts += [Label(t.x + dx, t.y + dy, t.text, t.role, t.anchor) for t in other.texts]
         self.shades += [Shade(s.x + dx, s.y + dy, s.w, s.h, s.role, s.number, s.about) for s in other.shades]
-        self.keys += [Key(k.x + dx, k.y + dy, k.role, k.slow) for k in other.keys]
+        self.keys += [Key(k.x + dx, k.y + dy, k.role, k.slow, k.dot) for k in other.keys]
 
     def flipped(self, height: int) -> Part:
         """Upside down within so many rows; boxes keep their lines in order."""
@@ -213,7 +223,7 @@ class Part:
         part.wires = [Wire(turned(w.points), w.role, w.joins, w.about, w.slow, turned(w.dots)) for w in self.wires]
         part.texts = [Label(t.x, last - t.y, t.text, t.role, t.anchor) for t in self.texts]
         part.shades = [Shade(s.x, height - s.y - s.h, s.w, s.h, s.role, s.number, s.about) for s in self.shades]
-        part.keys = [Key(k.x, last - k.y, k.role, k.slow) for k in self.keys]
+        part.keys = [Key(k.x, last - k.y, k.role, k.slow, k.dot) for k in self.keys]
         return part
 
     @property

@@ -8,7 +8,7 @@ from itertools import islice
 from configgen.plan import Plan
 from configgen.report.drawing.network import network_parts
 from configgen.report.drawing.node import node_part
-from configgen.report.drawing.nouns import Drawing, Key, Label, Part, breadth, clean, clip, folded
+from configgen.report.drawing.nouns import NOT_MEASURED, Drawing, Key, Label, Part, breadth, clean, clip, folded
 from configgen.report.drawing.speeds import Speeds, speeds
 from configgen.report.drawing.view import Role, View, roles
 from configgen.report.lines import gpus_line, islands_line, measured_line
@@ -24,6 +24,7 @@ _MOST_LINES = 3
 """Lines of one text."""
 _MOST_KINDS = 4
 """Kinds of node that are drawn in full."""
+_FAST = ("nvlink", "xgmi")
 _WIRES = {
     "nvlink": "NVLink",
     "xgmi": "xGMI",
@@ -153,16 +154,23 @@ def _texts(
 def _legend(part: Part, row: int, width: int) -> int:
     """A sample of each kind of wire that is drawn."""
     x = _MARGIN
-    samples = [(role, False, text) for role, text in _WIRES.items() if any(w.role == role for w in part.wires)]
+    samples = [(role, False, False, text) for role, text in _WIRES.items() if any(w.role == role for w in part.wires)]
     late = [wire for wire in part.wires if wire.slow and wire.role != "pcie"]
     if late:
-        samples.append((late[0].role, True, f"! more than {WIDE:.0%} slower than equal wires"))
+        samples.append(
+            (
+                late[0].role,
+                True,
+                all(wire.dots for wire in late),
+                f"! more than {WIDE:.0%} slower than equal wires, or fewer links",
+            )
+        )
     if any(wire.slow and wire.role == "pcie" for wire in part.wires):
-        samples.append(("pcie", True, "fewer PCIe lanes than the port has"))
-    for role, slow, text in samples:
+        samples.append(("pcie", True, False, "fewer PCIe lanes than the port has"))
+    for role, slow, dot, text in samples:
         if x > _MARGIN and x + 4 + breadth(text) > width - _MARGIN:
             x, row = _MARGIN, row + 1
-        part.keys.append(Key(x, row, role, slow))
+        part.keys.append(Key(x, row, role, slow, dot))
         part.texts.append(Label(x + 4, row, text, "dim"))
         x += 7 + int(breadth(text) + 0.99)
     return row + 1
@@ -175,7 +183,7 @@ def _notes(survey: Survey, known: Speeds, kinds: Sequence[Sequence[int]], part: 
     else:
         host = "; above a GPU: from the host's memory" if known.hosts else ""
         yield f"GB/s: from GPU to GPU in the slower direction, at large messages{host}.", "dim"
-        if any(wire.about.endswith("not measured") for wire in part.wires):
+        if any(wire.role in _FAST and NOT_MEASURED in wire.about for wire in part.wires):
             yield "Fast wires without a figure were not measured.", "dim"
         if any(len(kind) > 1 for kind in kinds):
             yield "Of nodes that are alike each figure is the slowest of theirs.", "dim"
@@ -224,7 +232,7 @@ def _description(topology: Topology, part: Part, plan: Plan | None) -> str:
     }
     plurals = {"PCIe switch": "PCIe switches", "NVSwitch": "NVSwitches"}
     boxes = ", ".join(count(n, names[role], plurals.get(names[role])) for role, n in drawn.items())
-    fast = [f"{' to '.join(w.joins)}, {w.about}" for w in part.wires if w.role in ("nvlink", "xgmi") and w.joins]
+    fast = [f"{' to '.join(w.joins)}, {w.about}" for w in part.wires if w.role in _FAST and w.joins]
     words = [f"Drawn: {boxes}.", f"Wires: {some(fast, 36)}." if fast else "No fast wires."]
     words += [f"Plan: {plan.parallelism.label}."] if plan is not None else []
     return clean(" ".join(words))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from configgen.report.drawing.hosts import Host
-from configgen.report.drawing.nouns import Box, Label, Part, Shade, Wire, breadth, clip
+from configgen.report.drawing.nouns import NOT_MEASURED, Box, Label, Part, Shade, Wire, breadth, clip
 from configgen.report.drawing.speeds import Speed, span
 from configgen.report.drawing.view import View, gpu_lines, is_narrow, letter, pcie_lines
 from probe.topology import PathKind
@@ -154,7 +154,7 @@ class _Layout:
             Box(first, row, width, 3, host.role, ((clip(text, width - 1.5), ""),), f"{self.view.prefix}{texts[0]}")
         )
         for child, x in below:
-            self.part.wires.append(Wire(((x, row + 2), (x, row + 4)), "uplink", (child, name)))
+            self.part.wires.append(Wire(((x, row + 2), (x, row + 4)), "uplink", (child, name), NOT_MEASURED))
         middle = first + width // 2
         if depth == 0:
             self.side.sockets.append((name, middle))
@@ -175,7 +175,9 @@ class _Layout:
         self.part.boxes.append(Box(x, y, size.nic, size.nic_rows, "nic", lines, f"{self.view.prefix}NIC {about}"))
         trunk = start[0][0]
         joins = (f"{self.view.prefix}NIC {told.name}", host)
-        self.part.wires.append(Wire((*start, (trunk, y + 1), (x + size.nic - 1, y + 1)), "nic", joins, about))
+        points = (*start, (trunk, y + 1), (x + size.nic - 1, y + 1))
+        words = (*(text for text, _ in nic_lines(self.view, nic)[1:]), NOT_MEASURED)
+        self.part.wires.append(Wire(points, "nic", joins, ", ".join(words)))
 
     def gpu(self, gpu: int, x: int, start: tuple[int, int], host: str) -> None:
         view, size = self.view, self.size
@@ -188,9 +190,11 @@ class _Layout:
         self.part.boxes.append(Box(x, self.gpu_row, size.gpu, size.gpu_rows, role, lines, about))
         self.side.ports[gpu] = x + size.port
         ports, narrow = pcie_lines(view, gpu), is_narrow(view.node.shape.gpus[gpu])
-        about = "PCIe " + ", ".join(ports) + (", fewer lanes than it has" if narrow else "")
+        words = [*ports, *(["fewer lanes than it has"] if narrow else [])]
+        words += [NOT_MEASURED] if view.ref(gpu) not in view.speeds.hosts else []
         joins = (view.gpu_name(gpu), host)
-        self.part.wires.append(Wire((start, (start[0], self.gpu_row)), "pcie", joins, about.strip(), slow=narrow))
+        about = "PCIe " + ", ".join(words)
+        self.part.wires.append(Wire((start, (start[0], self.gpu_row)), "pcie", joins, about, slow=narrow))
         for i, text in enumerate(ports):
             role = "slow" if narrow and i == 0 else "dim"
             row = self.gpu_row - len(ports) + i
