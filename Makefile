@@ -1,11 +1,11 @@
-# make setup | run | test | test-long | conformance | e2e | browser | findings-page | check | check-all | bench | clean
+# make setup | run | test | test-long | soak | conformance | e2e | browser | findings-page | check | check-all | bench | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL ?= qwen3-32b
 EXAMPLE ?= machine:3090-bridges-4
 
-.PHONY: setup run test test-long conformance e2e browser findings-page check check-all bench clean
+.PHONY: setup run test test-long soak conformance e2e browser findings-page check check-all bench clean
 
 setup: $(VENV)/.ready
 
@@ -22,13 +22,19 @@ run: setup
 	  $(BIN)/wirelore plan $(MODEL) --from $(EXAMPLE); }
 
 test: setup
-	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not long and not conformance and not e2e and not browser'
+	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not long and not soak and not conformance and not e2e and not browser'
 
-# What starts daemons or takes long: Slurm, Ray, links that are cut. What cannot be installed is skipped, aloud.
+# What starts daemons or takes long: Slurm, Ray, Prometheus, links that are cut, a minute of the agent. What cannot be
+# installed is skipped, aloud.
 test-long: setup
-	-scripts/install-system-packages lab mpi slurm
+	-scripts/install-system-packages lab mpi slurm prometheus
 	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray,manifests]'
+	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,k8s-test]'
 	$(BIN)/pytest -q -m long
+
+# Ten minutes of the agent on a machine that never stays as it is.
+soak: setup
+	$(BIN)/pytest -q -m soak
 
 # The real engines' parsers, configurations and model classes, without a GPU; writes down in docs/engines.md what it saw.
 conformance: setup
@@ -58,7 +64,7 @@ check: setup
 	$(BIN)/mypy
 
 # The long ones: everything above, the real engines, the recorded machines, and the timings.
-check-all: check test test-long conformance e2e browser bench
+check-all: check test test-long soak conformance e2e browser bench
 
 bench: setup
 	$(BIN)/python benchmarks/corpus.py --index ../shared/topologies/index.jsonl
@@ -69,6 +75,7 @@ bench: setup
 	[ ! -d ../shared/truth ] || $(BIN)/python benchmarks/prediction.py --silicon ../shared/truth/silicon.csv
 	[ ! -d ../shared/truth ] || $(BIN)/python benchmarks/regret.py --decisions ../shared/truth/decisions.csv --silicon ../shared/truth/silicon.csv
 	$(BIN)/python benchmarks/measure_cost.py
+	$(BIN)/python benchmarks/agent_cost.py
 	$(BIN)/python benchmarks/fidelity.py
 	$(BIN)/python benchmarks/honesty.py
 	$(BIN)/python benchmarks/gpu_check.py

@@ -14,7 +14,7 @@ from pathlib import Path
 from probe.errors import SourceError, WireloreError, one_line
 from probe.islands import fingerprint
 from probe.measurement import Survey
-from probe.topology import Notice, Topology
+from probe.topology import Notice, Origin, Provenance, Topology
 
 _FILES_READ = 16
 """Of one machine and driver: as many library versions as anyone keeps. The newest files are looked at."""
@@ -89,6 +89,30 @@ def search(topology: Topology, *, other_library: bool = False) -> Recalled:
         what = f"NCCL {installed} is installed, and the figures of these wires are of {_libraries(best)}"
         notices.append(Notice("library-differs", f"{what}: they may be others now. `wirelore measure` takes new ones."))
     return Recalled(replace(best, topology=topology), best.topology, Path(name), library, tuple(notices))
+
+
+def known(topology: Topology, *, elsewhere: bool) -> tuple[Survey, tuple[Notice, ...]]:
+    """The topology with what was measured on such wires, and when, where and in which file that stands.
+
+    `elsewhere` says whether it may have been on other GPUs. Never raises; the notices tell of what was left out.
+    """
+    found = search(topology, other_library=True)
+    if found.survey is None or found.measured_on is None:
+        return Survey(topology), found.notices
+    name = found.measured_on.nodes[0].hostname
+    same = same_gpus(found.measured_on, topology)
+    if not (same or elsewhere):
+        return Survey(topology), found.notices
+    other = "on an equal machine" + (f", {name}" if name else "")
+    source = f"cache {found.file}" + (f", {found.library}" if found.library else "")
+    return with_origin(found.survey, source, "on this machine" if same else other), found.notices
+
+
+def with_origin(survey: Survey, source: str, where: str = "") -> Survey:
+    """The survey with an origin that says when, where and from which source its curves are."""
+    when = survey.measured_at[:10] if survey.measured_at else "at an unknown time"
+    text = f"{when} {where}".rstrip() + f" ({source})"
+    return replace(survey, origins=(*survey.origins, Origin("curves", Provenance.MEASURED, text)))
 
 
 def remember(survey: Survey) -> Kept:

@@ -29,10 +29,15 @@ DOORS = {
     "huggingface_hub": {"configgen/hub.py"},
     "msgspec": {"probe/", "configgen/"},
     "defusedxml": {"probe/sources/xml.py"},
+    "prometheus_client": {"configgen/run/serve.py"},
+    "kubernetes": {"configgen/run/labels.py"},
 }
 """Every import from outside the standard library, and the only places that may have it."""
 
-LAZY = ("torch", "ray", "jinja2", "huggingface_hub", "psutil", "pynvml", "yaml", "defusedxml", "sqlite3")
+LAZY = (
+    *("torch", "ray", "jinja2", "huggingface_hub", "psutil", "pynvml", "yaml", "defusedxml", "sqlite3"),
+    *("prometheus_client", "kubernetes"),
+)
 """Imported inside the function that needs it: its module is on the path of commands that don't."""
 
 PURE = {
@@ -54,6 +59,7 @@ PURE = {
     *("configgen.cost", "configgen.passes", "configgen.roofline", "configgen.rates", "configgen.wires"),
     *("configgen.forecast", "configgen.whatif"),
     *("configgen.checked", "configgen.check", "configgen.crossings"),
+    *("configgen.audited", "configgen.report.lines", "configgen.run.agent", "configgen.run.features"),
     *("configgen.engines.language", "configgen.engines.spellings", "configgen.engines.shell"),
     *("configgen.engines.reading", "configgen.engines.asked"),
     *("configgen.comparison", "configgen.facts", "configgen.contrasts", "configgen.carryover", "configgen.compare"),

@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_host import ACCELERATOR, DISPLAY, Tree
 
-from probe.sources.host_state import HostState, acs_redirects, host_notices, read_host_state, with_host_state
+from probe.sources.host_state import (
+    HostState,
+    acs_redirects,
+    host_notices,
+    of_the_node,
+    read_host_state,
+    with_host_state,
+)
 from probe.sources.machines import machine
 from probe.topology import Fabric, FabricState, Notice, Topology
 
@@ -275,3 +282,16 @@ def test_a_multi_node_nvlink_domain_needs_an_imex_channel() -> None:
     assert [w.code for w in with_host_state(tray, UNTOUCHED).warnings] == ["imex-channel-missing"]
     assert with_host_state(tray, replace(UNTOUCHED, imex_channels=(0,))) == tray
     assert with_host_state(tray, replace(UNTOUCHED, imex_channels=None)) == tray, "unknown is no finding"
+
+
+def test_a_look_at_the_node_leaves_out_what_is_only_the_lookers() -> None:
+    inside = replace(
+        UNTOUCHED, container="kubernetes", shm_bytes=64 * MIB, memlock_bytes=64 * KIB, requested_gpus="all",
+        iommu="translated", acs_redirecting=("0000:16:00.0",),
+    )  # fmt: skip
+    assert {n.code for n in host_notices(inside)} > {"shm-small", "memlock-limited", "container-sees-all"}
+    assert {n.code for n in host_notices(of_the_node(inside))} == {"iommu-translated", "acs-redirects"}
+    on_the_host = replace(inside, container=None, requested_gpus=None)
+    assert {n.code for n in host_notices(of_the_node(on_the_host))} == {
+        "shm-small", "iommu-translated", "acs-redirects",
+    }  # fmt: skip

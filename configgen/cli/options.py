@@ -15,7 +15,7 @@ from configgen.launch import Launch
 from configgen.plan import Plan
 from probe.errors import UsageError, one_line
 from probe.measurement import Survey
-from probe.topology import Origin, Provenance, Topology
+from probe.topology import Topology
 
 _PLAN_LIMIT_BYTES = 64 << 20
 
@@ -59,9 +59,16 @@ class Sources:
         else:
             survey = Survey(merge_topologies([part.topology for part in parts]))
         if survey.is_measured:
-            survey = _said(survey, " and ".join(self.given[:3]))
+            from probe.cache import with_origin
+
+            survey = with_origin(survey, " and ".join(self.given[:3]))
         elif cache:
-            survey = _recalled(survey, elsewhere=elsewhere)
+            from probe.cache import known
+
+            recalled, notices = known(survey.topology, elsewhere=elsewhere)
+            survey = recalled if recalled.is_measured else survey
+            for notice in notices:
+                note(notice.message)
         return replace(survey, topology=self.told(survey.topology))
 
     def _check(self) -> None:
@@ -73,34 +80,6 @@ class Sources:
         from probe.sources.told import with_told
 
         return with_told(topology, gpu_model=self.gpu_model, gpu_memory=self.gpu_memory)
-
-
-def _recalled(survey: Survey, *, elsewhere: bool) -> Survey:
-    """The survey with what the cache knows of its wires, and where it was measured."""
-    from probe.cache import same_gpus, search
-
-    found = search(survey.topology, other_library=True)
-    for notice in found.notices:
-        note(notice.message)
-    if found.survey is None or found.measured_on is None:
-        return survey
-    name = found.measured_on.nodes[0].hostname
-    same = same_gpus(found.measured_on, survey.topology)
-    if not (same or elsewhere):
-        return survey
-    other = "on an equal machine" + (f", {name}" if name else "")
-    return _said(
-        found.survey,
-        f"cache {found.file}" + (f", {found.library}" if found.library else ""),
-        "on this machine" if same else other,
-    )
-
-
-def _said(survey: Survey, source: str, where: str = "") -> Survey:
-    """The survey with an origin that says when, where and from which source its curves are."""
-    when = survey.measured_at[:10] if survey.measured_at else "at an unknown time"
-    text = f"{when} {where}".rstrip() + f" ({source})"
-    return replace(survey, origins=(*survey.origins, Origin("curves", Provenance.MEASURED, text)))
 
 
 def source_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -24,6 +24,7 @@ _COMMANDS = {
     "audit": ("configgen.cli.audit", "Say whether this machine is as its hardware should be."),
     "compare": ("configgen.cli.compare", "Say whether numbers measured on A carry over to B."),
     "history": ("configgen.cli.history", "Say what changed since, link by link."),
+    "agent": ("configgen.cli.agent", "Stay on a node and publish metrics, labels and its survey."),
     "models": ("configgen.cli.tables", "List the models whose facts are built in."),
     "machines": ("configgen.cli.tables", "List the synthetic machines."),
     "schema": ("configgen.cli.tables", "Print the JSON Schema of a document."),

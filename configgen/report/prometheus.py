@@ -1,4 +1,4 @@
-"""An audit in Prometheus' text format, for the node exporter's textfile collector. Pure."""
+"""An audit in Prometheus' text format, for the node exporter's textfile collector and the agent. Pure."""
 
 from __future__ import annotations
 
@@ -27,14 +27,22 @@ class Metric:
     about: str
     values: dict[Labels, float] = field(default_factory=dict)
 
+    @property
+    def samples(self) -> dict[Labels, float]:
+        """The values by labels that are one bounded line each. Clipped ones may come out alike: each stands once."""
+        return {
+            tuple((name, one_line(text, _LONGEST_LABEL)) for name, text in labels): value
+            for labels, value in self.values.items()
+        }
+
     def lines(self) -> Iterator[str]:
         """As https://prometheus.io/docs/instrumenting/exposition_formats/ asks; nothing where there is no value."""
         if not self.values:
             return
         yield f"# HELP {self.name} {self.about}"
         yield f"# TYPE {self.name} gauge"
-        for labels, value in {_written(labels): value for labels, value in self.values.items()}.items():
-            yield f"{self.name}{labels} {value:.10g}"
+        for labels, value in self.samples.items():
+            yield f"{self.name}{_written(labels)} {value:.10g}"
 
 
 def prometheus(audited: Audited) -> str:
@@ -42,8 +50,12 @@ def prometheus(audited: Audited) -> str:
 
     Lab figures are no GPU's and are left out. GPUs of a group are written 'node:gpus', as '0:0-3 1:0-3'.
     """
-    metrics = (*_verdict(audited), *_machine(audited.survey.topology), *_measured(audited.survey))
-    return "".join(f"{line}\n" for metric in metrics for line in metric.lines())
+    return "".join(f"{line}\n" for metric in metrics(audited) for line in metric.lines())
+
+
+def metrics(audited: Audited) -> tuple[Metric, ...]:
+    """The same as gauges, in the order of the text; those without a value among them."""
+    return (*_verdict(audited), *_machine(audited.survey.topology), *_measured(audited.survey))
 
 
 def _verdict(audited: Audited) -> Iterator[Metric]:
@@ -172,6 +184,6 @@ def _epoch_s(iso: str) -> float | None:
 
 
 def _written(labels: Labels) -> str:
-    """'{code="a",node="0"}'; '' for none. Clipped values may come out alike, and each may stand only once."""
-    clean = ((name, one_line(text, _LONGEST_LABEL).replace("\\", "\\\\").replace('"', '\\"')) for name, text in labels)
-    return "{" + ",".join(f'{name}="{text}"' for name, text in clean) + "}" if labels else ""
+    """'{code="a",node="0"}'; '' for none."""
+    escaped = ((name, text.replace("\\", "\\\\").replace('"', '\\"')) for name, text in labels)
+    return "{" + ",".join(f'{name}="{text}"' for name, text in escaped) + "}" if labels else ""

@@ -71,6 +71,14 @@ def read_host_state(root: Path = Path("/"), *, environ: Mapping[str, str] = os.e
     )
 
 
+def of_the_node(state: HostState) -> HostState:
+    """What holds for the node, whoever looks: without the limits of this process and the walls of its container."""
+    state = replace(state, memlock_bytes=None)
+    if state.container is None:
+        return state
+    return replace(state, container=None, shm_bytes=None, requested_gpus=None, imex_channels=None)
+
+
 def host_notices(state: HostState) -> tuple[Notice, ...]:
     """What a person should know of these settings, whatever the GPUs are."""
     return (*_memory(state), *_peer_traffic(state), *_visibility(state))
