@@ -1,11 +1,14 @@
-# make setup | run | test | test-long | conformance | e2e | findings-page | check | check-all | bench | clean
+# make setup | run | test | test-long | conformance | e2e | image | sbom | container-test | findings-page | check | check-all
+#      | bench | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL ?= qwen3-32b
 EXAMPLE ?= machine:3090-bridges-4
+IMAGE ?= localhost/wirelore
+BASE ?= docker.io/library/python:3.13-slim
 
-.PHONY: setup run test test-long conformance e2e findings-page check check-all bench clean
+.PHONY: setup run test test-long conformance e2e image sbom container-test findings-page check check-all bench clean
 
 setup: $(VENV)/.ready
 
@@ -22,7 +25,7 @@ run: setup
 	  $(BIN)/wirelore plan $(MODEL) --from $(EXAMPLE); }
 
 test: setup
-	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not long and not conformance and not e2e'
+	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not long and not conformance and not e2e and not containers'
 
 # What starts daemons or takes long: Slurm, Ray, links that are cut. What cannot be installed is skipped, aloud.
 test-long: setup
@@ -40,6 +43,19 @@ e2e: setup
 	scripts/setup-engines
 	$(BIN)/pytest -q tests/e2e
 
+# The image, by podman: make image IMAGE=registry.example.com/wirelore:0.1.0
+image:
+	scripts/build-image $(IMAGE) --build-arg BASE=$(BASE)
+
+# What is inside that image, as CycloneDX.
+sbom:
+	@podman run --rm --network none --entrypoint cat $(IMAGE) /opt/wirelore/share/sbom.cdx.json
+
+# The image, and pods of it with a stub engine, under a real podman; skipped, aloud, where no container runs.
+container-test: setup
+	-scripts/setup-podman
+	$(BIN)/pytest -q -m containers
+
 # docs/findings.md from the codes of the audit; a test tells when it is stale.
 findings-page: setup
 	$(BIN)/python scripts/write-findings-page
@@ -50,7 +66,7 @@ check: setup
 	$(BIN)/mypy
 
 # The long ones: everything above, the real engines, the recorded machines, and the timings.
-check-all: check test test-long conformance e2e bench
+check-all: check test test-long conformance e2e container-test bench
 
 bench: setup
 	$(BIN)/python benchmarks/corpus.py --index ../shared/topologies/index.jsonl
