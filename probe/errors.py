@@ -6,7 +6,8 @@
     ├── NoPlanError          3   no legal plan exists; the message names the law
     ├── SourceError          4   an input that describes no readable machine
     ├── NoGpuError           4   no GPU, no driver, no answer
-    └── MeasureError         4   a measurement that ended before it was done; what was finished is kept
+    ├── MeasureError         4   a measurement that ended before it was done; what was finished is kept
+    └── GroupError           4   members of a group that cannot know whether they are agreed on one plan
 
 A message says in one line what is wrong and where; `cure` says what to do. `str(error)` joins both.
 """
@@ -49,6 +50,10 @@ class NoGpuError(WireloreError):
 
 
 class MeasureError(WireloreError):
+    exit_code = 4
+
+
+class GroupError(WireloreError):
     exit_code = 4
 
 

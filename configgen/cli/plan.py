@@ -3,52 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import inf, nan
 from pathlib import Path
 
 import click
 
+from configgen.cli.load import POSITIVE, Load, load_options
 from configgen.cli.options import Sources, flags_line, note, output_option, put, source_options
 from configgen.decide import plan
 from configgen.engines.launcher import launch_of
 from configgen.engines.rules import engine_traits
 from configgen.hub import load_model
-from configgen.plan import Limits, Objective, Plan, Workload
+from configgen.plan import Limits, Plan
 from configgen.report.lines import measured_line
 from probe.sources.told import with_assumed_memory
-
-_POSITIVE = click.IntRange(min=1, max=10**9)
-_DEFAULT = Workload()
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = nan
-    if not 0 < value < inf:
-        raise click.BadParameter(f"{text!r} is no positive number of seconds.")
-    return value
 
 
 @click.command("plan")
 @click.argument("model")
 @source_options
-@click.option("--engine", default="vllm", show_default=True, metavar="NAME[@VERSION]", help="Engine to plan for.")
-@click.option(
-    "--objective",
-    type=click.Choice([o.value for o in Objective]),
-    help=f"What to favour. [default: {_DEFAULT.objective.value}]",
-)
-@click.option("--input-tokens", type=_POSITIVE, help=f"Prompt length. [default: {_DEFAULT.input_tokens}]")
-@click.option("--output-tokens", type=_POSITIVE, help=f"Answer length. [default: {_DEFAULT.output_tokens}]")
-@click.option(
-    "--concurrency", type=_POSITIVE, help="Sequences in flight, in all. [default: 16 for latency, else 16 a GPU]"
-)
-@click.option("--max-ttft", type=_seconds, metavar="S", help="Limit on the time to the first token, in seconds.")
-@click.option("--max-tpot", type=_seconds, metavar="S", help="Limit on the time per output token, in seconds.")
-@click.option("--gpus", type=_POSITIVE, help="Use at most this many GPUs.")
-@click.option("--nodes", type=_POSITIVE, help="Use only the first nodes.")
+@load_options
+@click.option("--gpus", type=POSITIVE, help="Use at most this many GPUs.")
+@click.option("--nodes", type=POSITIVE, help="Use only the first nodes.")
 @click.option("--offline", is_flag=True, help="Never ask the Hugging Face hub.")
 @click.option("--no-cache", is_flag=True, help="Plan as if these wires had not been measured before.")
 @click.option("--explain", is_flag=True, help="List every alternative and where each fact came from.")
@@ -60,13 +35,7 @@ def _seconds(text: str) -> float:
 def plan_command(
     model: str,
     sources: Sources,
-    engine: str,
-    objective: str | None,
-    input_tokens: int | None,
-    output_tokens: int | None,
-    concurrency: int | None,
-    max_ttft: float | None,
-    max_tpot: float | None,
+    load: Load,
     gpus: int | None,
     nodes: int | None,
     offline: bool,
@@ -77,28 +46,16 @@ def plan_command(
     output: Path | None,
 ) -> None:
     """Choose how to cut MODEL (a Hugging Face name, a folder with config.json, a short name) across these GPUs."""
-    told = {
-        "objective": Objective(objective) if objective else None,
-        "input_tokens": input_tokens,
-        "output_tokens": output_tokens,
-        "concurrency": concurrency,
-    }
-    workload = Workload(
-        **{name: value for name, value in told.items() if value is not None},  # type: ignore[arg-type]
-        max_ttft_s=max_ttft,
-        max_tpot_s=max_tpot,
-        assumed=tuple(name for name, value in told.items() if value is None),
-    )
-    traits = engine_traits(engine)
+    traits = engine_traits(load.engine)
     spec = load_model(model, offline=offline)
     survey = sources.survey(cache=not no_cache)
     topology = with_assumed_memory(survey.topology)
     survey, limits = replace(survey, topology=topology), Limits(gpus=gpus, nodes=nodes)
-    decided = plan(survey, spec, workload, traits, limits, what_if=format != "flags" or output is not None)
+    decided = plan(survey, spec, load.workload, traits, limits, what_if=format != "flags" or output is not None)
     if pareto:
         from configgen.pareto import front
 
-        decided = replace(decided, front=front(survey, spec, workload, traits, limits))
+        decided = replace(decided, front=front(survey, spec, load.workload, traits, limits))
     measured = measured_line(survey)
     if output is not None:
         put(_json(decided), output)

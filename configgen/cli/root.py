@@ -18,6 +18,8 @@ _COMMANDS = {
     "plan": ("configgen.cli.plan", "Choose TP, PP, DP, EP and the GPU order for a model."),
     "emit": ("configgen.cli.emit", "Write a plan as launch commands."),
     "launch": ("configgen.cli.launch", "Start this node's part of a plan."),
+    "init": ("configgen.cli.init", "Plan before the engine starts, alone or with a group of nodes."),
+    "drift": ("configgen.cli.drift", "Say whether a plan still fits what is there."),
     "check": ("configgen.cli.check", "Say what a command that runs today costs on these wires."),
     "audit": ("configgen.cli.audit", "Say whether this machine is as its hardware should be."),
     "compare": ("configgen.cli.compare", "Say whether numbers measured on A carry over to B."),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from configgen.launch import is_hostname
@@ -86,12 +86,18 @@ def master_address(plan: Plan, place: Place, replica: int) -> str:
 
 def require_planned_gpus(plan: Plan, node: int, topology: Topology) -> None:
     """Raises NoGpuError naming each planned GPU that is missing, another, elsewhere or out of use on this machine."""
-    present = topology.nodes[0]
-    models = plan.gpu_models[node] if plan.gpu_models else (None,) * len(plan.gpu_order[node])
-    planned = zip(plan.gpu_order[node], plan.gpu_uuids[node], models, strict=True)
-    wrong = [text for index, uuid, model in planned if (text := _wrong(index, uuid, model, present)) is not None]
+    wrong = list(gpu_differences(plan, node, topology))
     if wrong:
         raise NoGpuError(f"this machine is not node {node} of the plan: {some(wrong, 3)}", cure=_OTHER_CURE)
+
+
+def gpu_differences(plan: Plan, node: int, topology: Topology) -> Iterator[str]:
+    """One line for each planned GPU of the node that is not on this machine as planned."""
+    present = topology.nodes[0]
+    models = plan.gpu_models[node] if plan.gpu_models else (None,) * len(plan.gpu_order[node])
+    for index, uuid, model in zip(plan.gpu_order[node], plan.gpu_uuids[node], models, strict=True):
+        if (text := _wrong(index, uuid, model, present)) is not None:
+            yield text
 
 
 def _wrong(index: int, uuid: str | None, model: str | None, present: Node) -> str | None:

@@ -1,0 +1,112 @@
+"""The plan of a group that did not meet: a pure function of what every member knows by itself, so all have the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from configgen.decide import plan
+from configgen.model import ModelSpec
+from configgen.plan import EngineTraits, Limits, Plan, Workload
+from probe.errors import NoGpuError
+from probe.measurement import Survey
+from probe.sources.told import with_assumed_memory
+from probe.topology import (
+    Gpu,
+    GpuState,
+    GpuStatus,
+    NetworkPath,
+    Node,
+    NodeShape,
+    Origin,
+    Path,
+    PathKind,
+    Provenance,
+    Topology,
+)
+from probe.units import GIB, count
+
+ASSUMED = "the group did not meet: {nodes} with {gpus} each are assumed, all equal, with unknown wires"
+"""The first line of what is degraded; who was missing stands beside the plan, for that is not the same everywhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeenGpu:
+    """What of a GPU may be taken for granted on every node of a group that was asked for with one template."""
+
+    name: str | None
+    memory_gib: int | None
+    """Whole ones: drivers of different age report a few MiB more or less of the same GPU."""
+    compute_capability: tuple[int, int] | None
+    visible: bool
+
+
+def seen_gpus(topology: Topology, promised: int | None) -> tuple[SeenGpu, ...]:
+    """This node's GPUs, as the other nodes are assumed to have them.
+
+    Raises NoGpuError where what the others will start cannot run here: that is then known, not assumed.
+    """
+    node = topology.nodes[0]
+    if promised is not None and len(node.gpus) != promised:
+        raise NoGpuError(
+            f"the group did not meet, and this node has {count(len(node.gpus), 'GPU')}, not {promised}",
+            cure="Give the node back to the scheduler, or see `wirelore probe` for what it lacks.",
+        )
+    for index, state in enumerate(node.gpus):
+        if state.status is not GpuStatus.OK or state.mig_instances:
+            what = "is cut into MIG instances" if state.mig_instances else f"is {state.status.value}"
+            raise NoGpuError(
+                f"the group did not meet, and GPU {index} of this node {what}: no plan for equal nodes can use it",
+                cure="See `wirelore probe`, or start the group again so that it meets.",
+            )
+    return tuple(
+        SeenGpu(
+            gpu.name,
+            None if gpu.memory_bytes is None else gpu.memory_bytes // GIB,
+            gpu.compute_capability,
+            state.visible,
+        )
+        for gpu, state in zip(node.shape.gpus, node.gpus, strict=True)
+    )
+
+
+def plan_without_meeting(
+    nodes: int,
+    gpus: Sequence[SeenGpu],
+    model: ModelSpec,
+    workload: Workload,
+    traits: EngineTraits,
+    limits: Limits,
+) -> Plan:
+    """The same plan, to the byte, on every member that is given the same; it names no host and no UUID.
+
+    Only the leader's address is known without a meeting, so a replica that spans nodes begins on node 0. Raises
+    NoPlanError where there is none.
+    """
+    survey = Survey(_equal_nodes(nodes, gpus))
+    decided = plan(survey, model, workload, traits, limits, what_if=False)
+    if any(len(replica.nodes) > 1 and replica.nodes[0] != 0 for replica in decided.replicas):
+        alone = replace(limits, gpus=decided.parallelism.gpus_per_replica)
+        decided = plan(survey, model, workload, traits, alone, what_if=False)
+    said = ASSUMED.format(nodes=count(nodes, "node"), gpus=count(len(gpus), "GPU"))
+    return replace(decided, degraded=(said, *decided.degraded))
+
+
+def _equal_nodes(nodes: int, gpus: Sequence[SeenGpu]) -> Topology:
+    shape = NodeShape(
+        tuple(
+            Gpu(
+                index,
+                name=gpu.name,
+                memory_bytes=None if not gpu.memory_gib else gpu.memory_gib * GIB,
+                compute_capability=gpu.compute_capability,
+            )
+            for index, gpu in enumerate(gpus)
+        ),
+        tuple(Path(PathKind.UNKNOWN) for _ in combinations(gpus, 2)),
+    )
+    node = Node(shape, tuple(GpuState(visible=gpu.visible) for gpu in gpus))
+    network = (NetworkPath(PathKind.NET, tuple(range(nodes))),) if nodes > 1 else ()
+    origin = Origin("gpus", Provenance.ASSUMED, "this node's, taken for those of every node")
+    return with_assumed_memory(Topology((node,) * nodes, network, provenance=(origin,)))
