@@ -42,7 +42,7 @@ def engine_image(podman: Podman) -> str:
 def image(podman: Podman) -> str:
     """Of this tree."""
     tag = "localhost/wirelore-test"
-    podman.build(tag)
+    podman.build(tag, "--no-cache=false")
     return tag
 
 

@@ -44,8 +44,8 @@ class Podman:
         mounts = [f"--volume={path}:{path}:ro" for path in ("/etc/resolv.conf", "/etc/ssl/certs")]
         secret = f"--secret=id=pip.conf,src={HOME / 'pip.conf'}"
         done = subprocess.run(
-            [tree / "scripts/build-image", tag, "--quiet", "--network=host", *mounts, secret, *options]
-            + ["--build-arg", f"BASE={BASE}"],
+            [tree / "scripts/build-image", tag, "--quiet", "--network=host", f"--build-arg=BASE={BASE}"]
+            + [*mounts, secret, *options],
             env={**self.environ, "SOURCE_DATE_EPOCH": "1700000000", **variables},
             capture_output=True,
             text=True,
