@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fake_nvml.machines import Description
+from machine import Machine
 from pods import BASE, HOME, Data, Pod, Podman
 
 Play = Callable[..., Pod]
+Install = Callable[..., Machine]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,7 +29,9 @@ def podman() -> Podman:
     command = Podman({**os.environ, **{name: str(path) for name, path in settings.items()}})
     absent = shutil.which("podman") is None or not all(path.is_file() for path in settings.values())
     if absent or command.ended("run", "--rm", "--network", "none", BASE, "true").returncode != 0:
-        pytest.skip("no container runs here (scripts/setup-podman says why): NOTHING of the image and its pods is tested")
+        pytest.skip(
+            "no container runs here (scripts/setup-podman says why): NOTHING of the image and its pods is tested"
+        )
     return command
 
 
@@ -67,3 +72,22 @@ def network(podman: Podman) -> Iterator[str]:
     podman("network", "create", name)
     yield name
     podman.ended("network", "rm", "--force", name)
+
+
+@pytest.fixture
+def install(fake_nvml: Path, tmp_path: Path) -> Install:
+    """A machine of this description, for pods to run on."""
+
+    def installed(description: Description, name: str = "node") -> Machine:
+        return Machine.made(tmp_path / name, fake_nvml, description)
+
+    return installed
+
+
+@pytest.fixture
+def small_volume(podman: Podman) -> Iterator[Data]:
+    """With room for four pages: less than any plan needs."""
+    name = f"wirelore-small-{os.getpid()}"
+    podman("volume", "create", "--opt=type=tmpfs", "--opt=device=tmpfs", "--opt=o=nr_blocks=4,mode=1777", name)
+    yield {"persistentVolumeClaim": {"claimName": name}}
+    podman.ended("volume", "rm", "--force", name)

@@ -7,7 +7,6 @@ import os
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +19,7 @@ INIT, ENGINE = "probe", "engine"
 COMMAND_S = 60.0
 
 Data = dict[str, Any]
+EMPTY: Data = {"emptyDir": {}}
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Podman:
         """The identity of the image that scripts/build-image makes of a tree."""
         mounts = [f"--volume={path}:{path}:ro" for path in ("/etc/resolv.conf", "/etc/ssl/certs")]
         secret = f"--secret=id=pip.conf,src={HOME / 'pip.conf'}"
+        script = str(tree / "scripts/build-image")
         done = subprocess.run(
-            [tree / "scripts/build-image", tag, "--quiet", "--network=host", f"--build-arg=BASE={BASE}"]
-            + [*mounts, secret, *options],
+            [script, tag, "--quiet", "--network=host", f"--build-arg=BASE={BASE}", *mounts, secret, *options],
             env={**self.environ, "SOURCE_DATE_EPOCH": "1700000000", **variables},
             capture_output=True,
             text=True,
@@ -107,13 +107,21 @@ def with_environment(described: Data, **variables: str) -> Data:
 
 @dataclass(frozen=True)
 class Ended:
-    """What is left of a pod. `engine` is what the stub engine recorded, None where it did not start."""
+    """What is left of a pod: the init container's end, and what each server of the stub engine recorded."""
 
     code: int
     log: str
     seconds: float
-    engine: Data | None
+    engines: list[Data]
     engine_log: str
+    engine_code: int | None
+
+    @property
+    def engine(self) -> Data:
+        """The only server."""
+        assert self.code == 0, self.log
+        assert len(self.engines) == 1, self.engine_log
+        return self.engines[0]
 
 
 class Pod:
@@ -143,19 +151,30 @@ class Pod:
         self.podman.ended("pod", "stop", self.name)
         return self._left(self.podman.ended("pod", "start", self.name, within_s=within_s).stderr, within_s)
 
-    def kill(self, within_s: float = COMMAND_S) -> None:
-        """Ends the init container for good, as soon as it says something to the others."""
+    def await_init(self, within_s: float = COMMAND_S) -> None:
+        """Until its process runs."""
         ends_s = time.monotonic() + within_s
-        while self.podman.ended("kill", f"{self.name}-{INIT}").returncode != 0:
+        while not (self._state(INIT) or {}).get("Running"):
             assert time.monotonic() < ends_s, "the init container never ran"
-            time.sleep(0.02)
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """Ends the init container as a node's end would."""
+        self.await_init()
+        self.podman("kill", f"{self.name}-{INIT}")
+
+    def file(self, name: str) -> bytes:
+        """Of the plan's volume."""
+        volume = self.podman.inspected("volume", f"{self.name}-plan")
+        return (Path(volume["Mountpoint"]) / name).read_bytes()
 
     def remove(self) -> None:
-        with suppress(ProcessLookupError):
+        with self._play:
             self._play.kill()
-        self._play.wait()
-        self.podman.ended("play", "kube", "--down", str(self._file))
         self.podman.ended("pod", "rm", "--force", "--time", "0", self.name)
+        for volume in json.loads(self._file.read_text())["spec"]["volumes"]:
+            if "emptyDir" in volume:
+                self.podman.ended("volume", "rm", "--force", volume["name"])
 
     def _left(self, said: str, within_s: float) -> Ended:
         state = self._state(INIT)
@@ -163,13 +182,13 @@ class Pod:
         code, seconds = int(state["ExitCode"]), _seconds(state["StartedAt"], state["FinishedAt"])
         log = self._log(INIT, state["StartedAt"])
         if code != 0:
-            return Ended(code, log, seconds, None, "")
+            return Ended(code, log, seconds, [], "", None)
         self.podman("wait", f"{self.name}-{ENGINE}", within_s=within_s)
         state = self._state(ENGINE)
         assert state is not None
         output = self.podman.ended("logs", "--since", state["StartedAt"], f"{self.name}-{ENGINE}")
-        told = json.loads(output.stdout) if output.stdout else None
-        return Ended(code, log, seconds, told, output.stderr)
+        engines = sorted(map(json.loads, output.stdout.splitlines()), key=lambda told: str(told["argv"]))
+        return Ended(code, log, seconds, engines, output.stderr, int(state["ExitCode"]))
 
     def _state(self, container: str) -> Data | None:
         done = self.podman.ended("container", "inspect", f"{self.name}-{container}")

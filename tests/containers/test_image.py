@@ -21,13 +21,17 @@ PYTHON = "/opt/wirelore/bin/python3"
 
 def printed(podman: Podman, image: str, *command: str) -> str:
     program, *words = command
-    return podman("run", "--rm", "--network=none", "--read-only", "--cap-drop=all", f"--entrypoint={program}", image, *words)
+    return podman(
+        "run", "--rm", "--network=none", "--read-only", "--cap-drop=all", f"--entrypoint={program}", image, *words
+    )
 
 
 def packages(podman: Podman, image: str) -> dict[str, str]:
     code = "import importlib.metadata as m; print(*(f'{d.name}=={d.version}' for d in m.distributions()), sep='\\n')"
     lines = printed(podman, image, PYTHON, "-c", code).split()
-    return {re.sub("[-_.]+", "-", name.lower()): version for name, _, version in (line.partition("==") for line in lines)}
+    return {
+        re.sub("[-_.]+", "-", name.lower()): version for name, _, version in (line.partition("==") for line in lines)
+    }
 
 
 def test_it_runs_as_a_user_without_rights_and_says_what_it_is(podman: Podman, image: str) -> None:

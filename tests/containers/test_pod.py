@@ -1,0 +1,108 @@
+"""A pod of one node: the engine starts with what `wirelore plan` says of the machine that the pod is on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Install, Play
+from fake_nvml.machines import Description, a100_pcie_pairs, hgx_h100, l40s_8
+from machine import MODEL, variables, words
+from pods import EMPTY, Data, pod, with_environment
+
+ARGUMENTS = (MODEL, "--offline")
+INIT = (*ARGUMENTS, "--folder", "/plan")
+
+
+@pytest.mark.parametrize("description", [hgx_h100, a100_pcie_pairs, l40s_8])
+def test_the_engine_gets_what_is_planned_here_and_twice_the_same(
+    description: Callable[[], Description],
+    image: str,
+    engine_image: str,
+    play: Play,
+    install: Install,
+    tmp_path: Path,
+) -> None:
+    node = install(description())
+    _, processes = node.planned(tmp_path, *ARGUMENTS)
+    described = pod("alone", image, engine_image, INIT, plan=EMPTY, more=node.volumes)
+    started = play(with_environment(described, **node.environment, SERVERS=str(len(processes))))
+    first = started.ended()
+    assert first.code == 0, first.log
+    assert node.last_words == first.log, "the summary is the termination message"
+    planned = sorted((words(process)[1:], variables(process)) for process in processes)
+    got = [(server["argv"], {n: server["environment"].get(n) for n in planned[0][1]}) for server in first.engines]
+    assert got == planned, first.engine_log
+    for server in first.engines:  # they hold no right, and the plan is not theirs to change
+        assert server["user"] == 65532
+        assert set(server["capabilities"]) == {"0000000000000000"}
+        assert server["no_new_privileges"]
+        assert set(server["refused"].values()) == {"Read-only file system"}
+        assert {"plan.json", "plan.env", "survey.json", "argv.json", "start"} <= server["plan"].keys()
+    assert started.again().engines == first.engines, "to the byte, as a node comes back after a restart"
+
+
+def test_a_pod_in_place_of_another_has_the_same_files(
+    image: str, engine_image: str, play: Play, install: Install
+) -> None:
+    node = install(a100_pcie_pairs())
+
+    def hashes() -> object:
+        described = pod("successor", image, engine_image, INIT, plan=EMPTY, more=node.volumes)
+        started = play(with_environment(described, **node.environment))
+        files = started.ended().engines[0]["plan"]
+        started.remove()
+        return files
+
+    assert hashes() == hashes()
+
+
+def test_other_gpus_than_the_planned_are_not_started_on(
+    image: str, engine_image: str, play: Play, install: Install
+) -> None:
+    """The device plugin gave the engine's container others: what is left on the volume is for those of before."""
+    node = install(a100_pcie_pairs())
+    described = pod("moved", image, engine_image, INIT, plan=EMPTY, more=node.volumes)
+    other = a100_pcie_pairs()
+    other["uuid 3"] = "GPU-ffffffff-aaaa-bbbb-cccc-000000000003"
+    other.write(node.folder / "other.nvml")
+    with_environment(described, **node.environment)
+    (engine,) = described["spec"]["containers"]
+    engine["env"] = [e | {"value": "/driver/other.nvml"} if e["name"] == "FAKE_NVML" else e for e in engine["env"]]
+    found = play(described).ended()
+    assert found.code == 0, found.log
+    assert (found.engines, found.engine_code) == ([], 4)
+    assert "GPU 3 is not GPU-00000004-aaaa-bbbb-cccc-000000000003 any more" in found.engine_log
+
+
+def test_a_pod_without_a_driver_says_so_and_starts_nothing(
+    image: str, engine_image: str, play: Play, install: Install
+) -> None:
+    node = install(hgx_h100())
+    described = pod("bare", image, engine_image, INIT, plan=EMPTY, more=node.volumes)
+    found = play(described).ended()
+    assert (found.code, found.engines) == (4, [])
+    assert node.last_words.startswith("wirelore: "), found.log
+    assert node.last_words in found.log
+
+
+def test_a_model_that_fits_nowhere_fails_with_the_numbers(
+    image: str, engine_image: str, play: Play, install: Install
+) -> None:
+    node = install(l40s_8())
+    arguments = ("llama-3.1-405b", "--offline", "--folder", "/plan")
+    described = pod("tight", image, engine_image, arguments, plan=EMPTY, more=node.volumes)
+    found = play(with_environment(described, **node.environment)).ended()
+    assert (found.code, found.engines) == (3, [])
+    assert "GB usable" in node.last_words
+
+
+def test_a_full_volume_fails_and_leaves_no_half_of_a_plan(
+    image: str, engine_image: str, play: Play, install: Install, small_volume: Data
+) -> None:
+    node = install(hgx_h100())
+    described = pod("full", image, engine_image, INIT, plan=small_volume, more=node.volumes)
+    found = play(with_environment(described, **node.environment)).ended()
+    assert (found.code, found.engines) == (2, [])
+    assert "No space left" in node.last_words
