@@ -9,6 +9,7 @@ from itertools import combinations
 from configgen.decide import plan
 from configgen.model import ModelSpec
 from configgen.plan import EngineTraits, Limits, Plan, Workload
+from probe.catalog import gpu_figures
 from probe.errors import NoGpuError
 from probe.measurement import Survey
 from probe.sources.told import with_assumed_memory
@@ -36,8 +37,8 @@ class SeenGpu:
     """What of a GPU may be taken for granted on every node of a group that was asked for with one template."""
 
     name: str | None
-    memory_gib: int | None
-    """Whole ones: drivers of different age report a few MiB more or less of the same GPU."""
+    memory_bytes: int | None
+    """The catalog's, else whole GiB: drivers of different age report some MiB more or less of the same GPU."""
     compute_capability: tuple[int, int] | None
     visible: bool
 
@@ -63,12 +64,19 @@ def seen_gpus(topology: Topology, promised: int | None) -> tuple[SeenGpu, ...]:
     return tuple(
         SeenGpu(
             gpu.name,
-            None if gpu.memory_bytes is None else gpu.memory_bytes // GIB,
+            _memory(gpu),
             gpu.compute_capability,
             state.visible,
         )
         for gpu, state in zip(node.shape.gpus, node.gpus, strict=True)
     )
+
+
+def _memory(gpu: Gpu) -> int | None:
+    figures = gpu_figures(gpu.name)
+    if figures is not None and figures.memory_bytes is not None:
+        return figures.memory_bytes
+    return gpu.memory_bytes // GIB * GIB or None if gpu.memory_bytes is not None else None
 
 
 def plan_without_meeting(
@@ -99,7 +107,7 @@ def _equal_nodes(nodes: int, gpus: Sequence[SeenGpu]) -> Topology:
             Gpu(
                 index,
                 name=gpu.name,
-                memory_bytes=None if not gpu.memory_gib else gpu.memory_gib * GIB,
+                memory_bytes=gpu.memory_bytes,
                 compute_capability=gpu.compute_capability,
             )
             for index, gpu in enumerate(gpus)
