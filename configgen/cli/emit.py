@@ -2,40 +2,83 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from configgen.cli.options import flags_line, read_plan
+from configgen.cli.options import flags_line, note, read_plan
 from configgen.engines.launcher import launch_of
 from configgen.engines.rules import engine_traits
 from configgen.launch import Launch
+from configgen.plan import Plan
 from probe.errors import UsageError, one_line
 from probe.units import count
 
-TARGETS = ("flags", "shell", "yaml", "env", "json")
+if TYPE_CHECKING:
+    from configgen.deploy.service import Wishes
+
+LOCAL = ("flags", "shell", "yaml", "env", "json")
+CLUSTERS = ("kubernetes", "slurm", "compose", "systemd")
+KINDS = ("deployment", "lws", "jobset", "kserve", "rayservice", "llm-d")
+
+
+def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds what a cluster is told beside the plan; the command gets it as a dict, `asked`."""
+
+    @click.option(
+        "--kind", type=click.Choice(KINDS), help="What of Kubernetes. [default: deployment or lws, and a probe]"
+    )
+    @click.option("--name", metavar="NAME", help="Name of what is written. [default: from the model's]")
+    @click.option("--namespace", metavar="NAME", help="Namespace. [default: that of whoever applies it]")
+    @click.option("--image", metavar="IMAGE", help="Image with wirelore, for the init container.")
+    @click.option("--engine-image", metavar="IMAGE", help="Image with the engine.")
+    @click.option(
+        "--model-claim", metavar="CLAIM", help="Volume claim that keeps what is downloaded, or holds the model."
+    )
+    @click.option("--token-secret", metavar="SECRET", help="Secret whose key 'token' is for the model hub.")
+    @click.option("--runtime-class", metavar="NAME", help="Runtime class of the pods.")
+    @click.option("--gpu-resource", metavar="RESOURCE", help="What a pod asks for. [default: nvidia.com/gpu]")
+    @click.option(
+        "--rdma", metavar="RESOURCE", help="The RDMA devices' resource, or none. [default: rdma/ib, where NICs]"
+    )
+    @click.option(
+        "--read-only-root", is_flag=True, help="Read-only root filesystems, where your GPU runtime allows them."
+    )
+    @wraps(command)
+    def with_asked(**options: Any) -> Any:
+        names = ("kind", "name", "namespace", "image", "engine_image", "model_claim", "token_secret", "runtime_class")
+        asked = {name: options.pop(name) for name in (*names, "gpu_resource", "rdma", "read_only_root")}
+        return command(asked={name: value for name, value in asked.items() if value not in (None, False)}, **options)
+
+    return with_asked
 
 
 @click.command("emit")
 @click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path, readable=False))
 @click.option("--engine", metavar="NAME[@VERSION]", help="The engine that the plan must be for; others need their own.")
-@click.option("--target", type=click.Choice(TARGETS), default="shell", show_default=True, help="Form.")
+@click.option("--target", type=click.Choice(LOCAL + CLUSTERS), default="shell", show_default=True, help="Form.")
+@cluster_options
 @click.option(
     "-o", "--output", metavar="DIR", type=click.Path(path_type=Path, readable=False), help="Folder to write into."
 )
-def emit_command(plan_file: Path, engine: str | None, target: str, output: Path | None) -> None:
-    """Write PLAN (from `wirelore plan -o plan.json`) as launch commands: one line of flags, or a script per node."""
+def emit_command(plan_file: Path, engine: str | None, target: str, asked: dict[str, Any], output: Path | None) -> None:
+    """Write PLAN (from `wirelore plan -o plan.json`) as launch commands: one line of flags, a script per node, or what
+    a cluster runs."""
     plan = read_plan(plan_file)
     if engine is not None and engine_traits(engine) != plan.engine:
         raise UsageError(
             f"the plan was made under the laws of {plan.engine.engine} {plan.engine.version}, not {engine[:40]}",
             cure=f"Plan again with --engine {engine[:40]}.",
         )
+    _check(target, asked)
     launch = launch_of(plan)
     if target == "flags":
         click.echo(flags_line(launch))
         return
-    files = _files(launch, target)
+    files = _cluster_files(plan, launch, target, asked) if target in CLUSTERS else _files(launch, target)
     if output is None:
         if len(files) > 1:
             raise UsageError(f"the plan needs {count(len(files), 'file')}", cure="Give a folder with -o DIR.")
@@ -50,6 +93,50 @@ def emit_command(plan_file: Path, engine: str | None, target: str, output: Path 
     for name, text in files.items():
         write_atomically(output / name, text.encode())
     click.echo(f"wrote {count(len(files), 'file')} into {one_line(str(output))}", err=True)
+
+
+def _check(target: str, asked: dict[str, Any]) -> None:
+    """Raises UsageError for an option that this target has no place for."""
+    here = {"kubernetes": set(asked), "compose": {"name", "image", "engine_image"}}.get(target, {"name"})
+    strange = sorted(set(asked) - (here if target in CLUSTERS else set()))
+    if strange:
+        option = "--" + strange[0].replace("_", "-")
+        raise UsageError(
+            f"--target {target} has no place for {option}", cure="Leave it away, or use --target kubernetes."
+        )
+
+
+def _cluster_files(plan: Plan, launch: Launch, target: str, asked: dict[str, Any]) -> dict[str, str]:
+    """File name -> text; each form is loaded when it is asked for."""
+    from configgen.deploy.service import Wishes
+
+    kind = asked.pop("kind", None)
+    wishes = Wishes(**asked)
+    _note_placeholders(target, wishes)
+    match target:
+        case "kubernetes":
+            from configgen.deploy.kubernetes import kubernetes_files
+
+            return kubernetes_files(plan, launch, wishes, kind)
+        case "slurm":
+            from configgen.deploy.slurm import slurm_files
+
+            return slurm_files(plan, launch, wishes)
+        case "compose":
+            from configgen.deploy.compose import compose_files
+
+            return compose_files(plan, launch, wishes)
+    from configgen.deploy.systemd import systemd_files
+
+    return systemd_files(plan, launch, wishes)
+
+
+def _note_placeholders(target: str, wishes: Wishes) -> None:
+    missing = [
+        option for option, told in (("--image", wishes.image), ("--engine-image", wishes.engine_image)) if not told
+    ]
+    if missing and target in ("kubernetes", "compose"):
+        note(f"image names stand for your own: give {' and '.join(missing)}")
 
 
 def _files(launch: Launch, target: str) -> dict[str, str]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from configgen.launch import ConfigFile, Given, Launch, Process, Setting, Value
 from configgen.templates import shell_word
 from probe.errors import UsageError, one_line
+
+_PLAIN = re.compile(r"(--)?[A-Za-z/][A-Za-z0-9._/@-]{1,100}")
+"""Two characters at least, for Go's YAML takes 'y' and 'n' for true and false, and Python's does not."""
 
 
 def config_files(launch: Launch) -> dict[str, str]:
@@ -26,7 +31,7 @@ def flags_as_files(launch: Launch) -> dict[str, str]:
             f"{launch.engine} reads no configuration file that could hold this plan",
             cure="Use --target shell, env or json.",
         )
-    files = ((p, ConfigFile(_name(p), tuple(_settings(p)))) for p in launch.processes)
+    files = ((p, ConfigFile(_name(p), tuple(flag_settings(p)))) for p in launch.processes)
     flag = launch.config_flag
     return {f.name: _start(p, _with_file(p, flag, f), f) + config_text(launch, f) for p, f in files}
 
@@ -44,6 +49,18 @@ def config_text(launch: Launch, file: ConfigFile) -> str:
         f"# {one_line(s.reason)}\n{yaml.safe_dump({s.key: s.value}, sort_keys=False, allow_unicode=False)}"
         for s in file.settings
     )
+
+
+def yaml_scalar(value: str | int | float | bool) -> str:
+    """One value as YAML of any version reads it back, on one line: what isn't plainly a word is quoted and escaped."""
+    import yaml
+
+    if not isinstance(value, str):
+        return yaml.safe_dump(value).partition("\n")[0]
+    if _PLAIN.fullmatch(value) and yaml.safe_dump([value], default_flow_style=True) == f"[{value}]\n":
+        return value
+    quoted: str = yaml.safe_dump(value, default_style='"', width=float("inf"), allow_unicode=False)
+    return quoted.removesuffix("\n")
 
 
 def _with_file(process: Process, flag: str, file: ConfigFile) -> tuple[str, ...]:
@@ -65,7 +82,7 @@ def _name(process: Process) -> str:
     return f"node{process.node}-replica{process.replica}.yaml"
 
 
-def _settings(process: Process) -> list[Setting]:
+def flag_settings(process: Process) -> list[Setting]:
     """Flags as entries: '--tensor-parallel-size 8' is 'tensor-parallel-size: 8', a flag without a value is true.
 
     What only the starting environment knows stays on the command line.

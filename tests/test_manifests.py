@@ -1,0 +1,516 @@
+"""What `wirelore emit` writes for clusters: valid for their schemas, safe by our laws, the same words after parsing."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("kubernetes_validate", reason="kubernetes-validate not installed: NO manifest is checked")
+
+import click
+import yaml
+from builders import dense
+from command import environment, wirelore
+from crd_shapes import FOLDER, SPECS, published
+from engine_plans import LATENCY, named
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from manifest_faults import VERSIONS, Manifest, faults, pods
+from stub_engine import AWKWARD
+
+from configgen.cli.root import wirelore as root
+from configgen.decide import plan
+from configgen.deploy.blocks import Said, yaml_text
+from configgen.deploy.compose import compose_files
+from configgen.deploy.kubernetes import kubernetes_files
+from configgen.deploy.service import Wishes, name_of
+from configgen.deploy.slurm import slurm_files
+from configgen.deploy.systemd import systemd_files
+from configgen.document import encode_plan
+from configgen.engines.launcher import launch_of
+from configgen.engines.rules import engine_traits
+from configgen.hub import load_model
+from configgen.plan import Limits, Objective, Plan, Site, Workload
+from probe.errors import UsageError
+from probe.measurement import Survey
+from probe.sources.machines import machine
+
+GOLDEN = Path(__file__).parent / "golden" / "deploy"
+FULL = Workload(objective=Objective.THROUGHPUT, concurrency=512, assumed=("input_tokens", "output_tokens"))
+ASSUMED = replace(LATENCY, assumed=("input_tokens", "output_tokens", "concurrency"))
+CASES = {
+    "pairs": ("3090-bridges-4", "qwen3-32b", ASSUMED, "vllm"),
+    "servers": ("hgx-h100", "mixtral-8x7b", FULL, "vllm"),
+    "sglang": ("l40s-8", "llama-3.1-70b", ASSUMED, "sglang"),
+    "trtllm": ("hgx-h100", "llama-3.1-70b", ASSUMED, "trtllm"),
+    "nodes": ("2xhgx-h100", "llama-3.1-405b", ASSUMED, "vllm"),
+    "nodes-sglang": ("4xhgx-h100", "llama-3.1-405b", ASSUMED, "sglang"),
+    "nvlink-domain": ("gb200-nvl72", "deepseek-v3", FULL, "vllm"),
+}
+EVERYTHING = Wishes(
+    name="own-name",
+    namespace="serving",
+    image="registry.example.org/tools/wirelore:1.2@sha256:" + "0" * 64,
+    engine_image="registry.example.org/vllm:9",
+    model_claim="models",
+    token_secret="hub",
+    runtime_class="nvidia",
+    rdma="nvidia.com/rdma_shared",
+    read_only_root=True,
+)
+NAMES = [*AWKWARD, "a$$b $$(x) $$$(y)$", "y", "0x1F", "1e3", "null", "~", "- a: b", "a" * 300]
+KINDS = (None, "deployment", "lws", "jobset", "kserve", "rayservice", "llm-d")
+
+
+@cache
+def decided_case(case: str) -> Plan:
+    name, model, workload, engine = CASES[case]
+    return plan(Survey(machine(name)), load_model(model, offline=True), workload, engine_traits(engine))
+
+
+def manifests(decided: Plan, kind: str | None = None, wishes: Wishes | None = None) -> dict[str, list[Manifest]]:
+    files = kubernetes_files(decided, launch_of(decided), wishes or Wishes(), kind)
+    return {name: list(yaml.safe_load_all(text)) for name, text in files.items()}
+
+
+def has_no_kind(case: str, kind: str | None) -> bool:
+    """Whether this plan can't be written so; that it then says why is a test of its own."""
+    decided = decided_case(case)
+    if kind == "deployment":
+        return len(decided.replicas[0].nodes) > 1
+    others = kind in ("kserve", "rayservice", "llm-d")
+    return others and (
+        decided.engine.engine != "vllm" or (kind == "rayservice" and decided.parallelism.attention_dp > 1)
+    )
+
+
+ALL = [(case, kind) for case in CASES for kind in KINDS if not has_no_kind(case, kind)]
+
+
+@pytest.mark.parametrize("wishes", [Wishes(), EVERYTHING], ids=["plain", "everything"])
+@pytest.mark.parametrize(("case", "kind"), ALL)
+def test_every_manifest_is_valid_and_keeps_our_laws(case: str, kind: str | None, wishes: Wishes) -> None:
+    files = manifests(decided_case(case), kind, wishes)
+    assert files
+    for documents in files.values():
+        for document in documents:
+            assert faults(document) == []
+
+
+def test_the_last_four_versions_are_four() -> None:
+    assert len(set(VERSIONS)) == 4
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_custom_kinds_pass_the_schemas_of_their_projects(kind: str) -> None:
+    schema = published(kind)
+    if schema is None:
+        pytest.skip(f"no CRD of {kind} in {FOLDER.name}/ (scripts/setup-crds brings it): checked by OUR reading alone")
+    found = [
+        document
+        for case, asked in ALL
+        for documents in manifests(decided_case(case), asked).values()
+        for document in documents
+        if document.get("kind") == kind
+    ]
+    assert found
+    assert [error.message for document in found for error in schema.iter_errors(document)] == []
+
+
+def test_each_pod_is_told_its_share_of_the_load_and_its_gpus() -> None:
+    decided = decided_case("servers")
+    words = init_of(manifests(decided)["deployment.yaml"][0])["args"]
+    assert words[words.index("--concurrency") + 1] == str(512 // len(decided.replicas))
+    assert words[words.index("--gpus-per-node") + 1] == str(decided.parallelism.gpus_per_replica)
+    assert "--input-tokens" not in words, "what nobody told is not told on"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_written_is_what_the_command_takes(case: str) -> None:
+    decided = decided_case(case)
+    calls = [c["command"][1:] + c.get("args", []) for c in _containers(decided) if c["command"][0] == "wirelore"]
+    assert calls
+    for name, *words in calls:
+        command = root.get_command(click.Context(root), name)
+        if command is None:
+            pytest.skip(f"there is no `wirelore {name}`: its words are NOT checked")
+        told = command.make_context(name, list(words)).params
+        assert told.get("model") == (decided.model.name if name == "init" else None)
+
+
+def _containers(decided: Plan) -> list[Manifest]:
+    documents = [document for file in manifests(decided).values() for document in file]
+    return [c for pod in pods(documents) for c in [*pod.get("initContainers", []), *pod["containers"]]]
+
+
+Spoil = Callable[[Manifest], None]
+
+
+def engine_of(manifest: Manifest) -> Manifest:
+    return next(iter(pods(manifest)))["containers"][0]  # type: ignore[no-any-return]
+
+
+def init_of(manifest: Manifest) -> Manifest:
+    return next(iter(pods(manifest)))["initContainers"][0]  # type: ignore[no-any-return]
+
+
+def pod_of(manifest: Manifest) -> Manifest:
+    return next(iter(pods(manifest)))
+
+
+MISTAKES: dict[str, tuple[str, str | None, Spoil]] = {
+    "wrong-key": ("pairs", None, lambda m: pod_of(m).update(runtimeClass="nvidia")),
+    "wrong-type": ("pairs", None, lambda m: m["spec"].update(replicas="two")),
+    "missing-selector": ("pairs", None, lambda m: m["spec"].pop("selector")),
+    "missing-name": ("pairs", None, lambda m: engine_of(m).pop("name")),
+    "fewer-gpus": ("pairs", None, lambda m: init_of(m).update(resources={"limits": {"nvidia.com/gpu": 1}})),
+    "sidecar": ("pairs", None, lambda m: init_of(m).update(restartPolicy="Always")),
+    "root": ("pairs", None, lambda m: pod_of(m)["securityContext"].update(runAsNonRoot=False)),
+    "token": ("pairs", None, lambda m: pod_of(m).pop("automountServiceAccountToken")),
+    "capability": ("pairs", None, lambda m: engine_of(m)["securityContext"]["capabilities"].update(add=["SYS_ADMIN"])),
+    "no-shared-memory": ("pairs", None, lambda m: engine_of(m)["volumeMounts"].pop(1)),
+    "host-folder": ("pairs", None, lambda m: pod_of(m)["volumes"].append({"name": "x", "hostPath": {"path": "/"}})),
+    "unknown-volume": ("pairs", None, lambda m: engine_of(m)["volumeMounts"].append({"name": "x", "mountPath": "/x"})),
+    "plan-writable": ("pairs", None, lambda m: engine_of(m)["volumeMounts"][0].pop("readOnly")),
+    "probe-typo": ("pairs", None, lambda m: engine_of(m)["readinessProbe"].update(periodSecond=5)),
+    "lws-policy": ("nodes", "lws", lambda m: m["spec"].update(startupPolicy="LeaderStarted")),
+    "lws-key": ("nodes", "lws", lambda m: m["spec"].update(size=2)),
+    "lws-no-workers": ("nodes", "lws", lambda m: m["spec"]["leaderWorkerTemplate"].pop("workerTemplate")),
+    "lws-type": ("nodes", "lws", lambda m: m["spec"]["leaderWorkerTemplate"].update(size="2")),
+    "lws-version": ("nodes", "lws", lambda m: m.update(apiVersion="leaderworkerset.x-k8s.io/v2")),
+    "jobset-key": ("nodes", "jobset", lambda m: m["spec"]["replicatedJobs"][0].update(completions=2)),
+    "jobset-pod": ("nodes", "jobset", lambda m: pod_of(m).update(restart="Never")),
+    "kserve-word": ("nodes", "kserve", lambda m: m["spec"]["parallelism"].update(tensorParallel=8)),
+    "kserve-type": ("nodes", "kserve", lambda m: m["spec"]["parallelism"].update(tensor="8")),
+    "kserve-no-model": ("nodes", "kserve", lambda m: m["spec"].pop("model")),
+    "ray-number": ("nodes", "rayservice", lambda m: _cluster(m)["headGroupSpec"]["rayStartParams"].update(x=0)),
+    "ray-key": ("nodes", "rayservice", lambda m: _cluster(m)["workerGroupSpecs"][0].update(hosts=2)),
+    "llm-d-key": ("nodes", "llm-d", lambda m: m["decode"]["parallelism"].update(pipeline=2)),
+    "domain-type": ("nvlink-domain", "lws", lambda m: m["spec"].update(numNodes="4")),
+    "domain-name": ("nvlink-domain", "lws", lambda m: m["spec"]["channel"].pop("resourceClaimTemplate")),
+}
+
+
+def _cluster(manifest: Manifest) -> Manifest:
+    return manifest["spec"]["rayClusterConfig"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_caught(mistake: str) -> None:
+    case, kind, spoil = MISTAKES[mistake]
+    manifest = copy.deepcopy(next(iter(manifests(decided_case(case), kind).values()))[0])
+    assert faults(manifest) == []
+    spoil(manifest)
+    assert faults(manifest) != []
+
+
+def test_the_init_container_outside_the_nvlink_domain_is_caught() -> None:
+    manifest = copy.deepcopy(next(iter(manifests(decided_case("nvlink-domain")).values()))[1])
+    assert faults(manifest) == []
+    init_of(manifest)["resources"].pop("claims")
+    assert len(faults(manifest)) >= 2
+
+
+def test_what_the_topology_needs_is_asked_for() -> None:
+    domain, group, _ = manifests(decided_case("nvlink-domain"))["leaderworkerset.yaml"]
+    (claim,) = pod_of(group)["resourceClaims"]
+    assert claim["resourceClaimTemplateName"] == domain["spec"]["channel"]["resourceClaimTemplate"]["name"]
+    one, *_ = manifests(decided_case("pairs"))["deployment.yaml"]
+    assert "resourceClaims" not in pod_of(one)
+    assert engine_of(one)["resources"] == {"limits": {"nvidia.com/gpu": 4}}
+    nodes = manifests(decided_case("nodes"), "lws", Wishes(rdma="rdma/hca"))["leaderworkerset.yaml"][0]
+    assert engine_of(nodes)["resources"]["limits"]["rdma/hca"] >= 1
+    assert engine_of(nodes)["securityContext"]["capabilities"]["add"] == ["IPC_LOCK"]
+
+
+def test_nics_near_the_gpus_ask_for_rdma_unless_told_not_to() -> None:
+    decided = decided_case("nodes")
+    known = replace(decided, sites=tuple(Site(nics=("mlx5_0", "mlx5_1")) for _ in decided.hostnames))
+    group = manifests(known, "lws")["leaderworkerset.yaml"][0]
+    assert init_of(group)["resources"]["limits"]["rdma/ib"] == 2
+    group = manifests(known, "lws", Wishes(rdma="none"))["leaderworkerset.yaml"][0]
+    assert init_of(group)["resources"]["limits"] == {"nvidia.com/gpu": 8}
+
+
+def test_engines_that_listen_to_their_machine_alone_are_told_to_listen_in_the_pod() -> None:
+    for case, words in (("pairs", None), ("sglang", ["--host", "0.0.0.0"]), ("trtllm", ["--host", "0.0.0.0"])):
+        manifest = manifests(decided_case(case))["deployment.yaml"][0]
+        assert engine_of(manifest).get("args") == words
+        assert engine_of(manifest)["readinessProbe"]["httpGet"]["port"] == (30000 if case == "sglang" else 8000)
+
+
+def test_a_service_reaches_the_pods_that_answer_and_no_others() -> None:
+    for case, component in (("servers", "server"), ("nodes", "leader")):
+        documents = [document for file in manifests(decided_case(case)).values() for document in file]
+        (front,) = [d for d in documents if d["kind"] == "Service"]
+        templates = [t for d in documents for t in _templates(d)]
+        chosen = [t for t in templates if front["spec"]["selector"].items() <= t["metadata"]["labels"].items()]
+        assert [t["metadata"]["labels"]["app.kubernetes.io/component"] for t in chosen] == [component]
+        assert all(t["spec"]["containers"][0]["ports"][0]["name"] == "http" for t in chosen)
+
+
+def _templates(value: Any) -> list[Manifest]:
+    if isinstance(value, list):
+        return [found for item in value for found in _templates(item)]
+    if not isinstance(value, dict):
+        return []
+    own = [value] if set(value) == {"metadata", "spec"} and "containers" in value["spec"] else []
+    return own + [found for item in value.values() for found in _templates(item)]
+
+
+def kubelet(words: list[str]) -> list[str]:
+    """Commands and arguments as a kubelet reads them: $(NAME) from the environment, $$ one $, any other $ itself."""
+
+    def read(found: re.Match[str]) -> str:
+        assert found[0][1:2] != "(", "a variable would be filled in"
+        return "$"
+
+    return [re.sub(r"\$(?:\$|\([^)]*\))?", read, word) for word in words]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", [None, "lws", "kserve", "rayservice", "llm-d"])
+def test_no_name_is_read_by_kubernetes(name: str, kind: str | None) -> None:
+    decided = named(decided_case("pairs"), name)
+    for documents in manifests(decided, kind).values():
+        for document in documents:
+            assert faults(document) == []
+            for pod in pods(document):
+                for container in pod.get("initContainers", []):
+                    assert kubelet(container["args"])[-2:] == ["--", name]
+    if kind == "rayservice":
+        served = yaml.safe_load(manifests(decided, kind)["rayservice.yaml"][0]["spec"]["serveConfigV2"])
+        (model,) = served["applications"][0]["args"]["llm_configs"]
+        assert model["model_loading_config"] == {"model_id": name, "model_source": name}
+    if kind == "llm-d":
+        (values,) = manifests(decided, kind)["llm-d-values.yaml"]
+        assert "{{" not in json.dumps([values["modelArtifacts"]["name"], values["modelArtifacts"]["uri"]])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_name_is_read_by_compose(name: str) -> None:
+    decided = named(decided_case("servers"), name)
+    document = yaml.safe_load(compose_files(decided, launch_of(decided), Wishes())["compose.yaml"])
+    word = document["services"]["probe-0"]["command"][-1]
+    assert re.sub(r"\$\$", "", word).count("$") == 0, "a variable would be filled in"
+    assert word.replace("$$", "$") == name
+
+
+STUB_SRUN = """#!/bin/sh
+while case "$1" in --*) true ;; *) false ;; esac; do shift; done
+for node in 0 1; do SLURM_NODEID=$node "$@" || exit; done
+"""
+STUB_WIRELORE = """#!/usr/bin/env python3
+import json, os, sys
+folder = sys.argv[sys.argv.index("--folder") + 1]
+os.makedirs(folder)
+with open(folder + "/told", "w") as file:
+    json.dump(sys.argv[1:], file)
+with open(folder + "/start", "w") as file:
+    file.write('#!/bin/sh\\necho started "$@" > ' + folder + "/started\\n")
+os.chmod(folder + "/start", 0o755)
+"""
+
+
+@pytest.mark.parametrize("name", [*AWKWARD, "meta-llama/Llama-3.1-405B"])
+def test_the_batch_script_plans_on_every_node_and_starts_each_part(tmp_path: Path, name: str) -> None:
+    decided = named(decided_case("nodes-sglang"), name)
+    stubs = tmp_path / "bin"
+    stubs.mkdir()
+    for program, text in (("srun", STUB_SRUN), ("wirelore", STUB_WIRELORE)):
+        (stubs / program).write_text(text)
+        (stubs / program).chmod(0o755)
+    (tmp_path / "job.sbatch").write_text(slurm_files(decided, launch_of(decided), Wishes())["job.sbatch"])
+    work = tmp_path / "work"
+    work.mkdir()
+    environ = environment(PATH=f"{stubs}:{os.environ['PATH']}", SLURM_JOB_ID="7", TMPDIR=str(tmp_path))
+    command = ["bash", "../job.sbatch"]
+    ended = subprocess.run(command, cwd=work, env=environ, capture_output=True, text=True, timeout=20, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+    for node in ("0", "1"):
+        folder = tmp_path / "wirelore-7" / node
+        told = json.loads((folder / "told").read_text())
+        assert told[:3] == ["init", "--folder", str(folder)]
+        assert told[-2:] == ["--", name]
+        assert told[told.index("--nodes") + 1] == str(len(decided.replicas) * len(decided.replicas[0].nodes))
+        assert (folder / "started").read_text() == "started --host 0.0.0.0\n"
+    assert list(work.iterdir()) == [], "a name was run as a command"
+
+
+def systemd_words(line: str) -> list[str]:
+    """A command line of a unit, as systemd.service(5) and systemd.syntax(7) say that it is read."""
+    words = []
+    for quoted, plain in re.findall(r'"((?:[^"\\]|\\.)*)"|(\S+)', line):
+        raw = re.sub(rb"\\x([0-9a-f]{2})|\\(.)", _unescaped, (quoted or plain).encode())
+        words.append(raw.decode().replace("%%", "%").replace("$$", "$"))
+    return words
+
+
+def _unescaped(found: re.Match[bytes]) -> bytes:
+    return bytes([int(found[1], 16)]) if found[1] else found[2]
+
+
+@pytest.mark.parametrize("name", [*AWKWARD, "%n %i 100%", "Qwen/Qwen3-32B"])
+def test_no_name_is_read_by_systemd(tmp_path: Path, name: str) -> None:
+    decided = named(decided_case("nodes"), name)
+    files = systemd_files(decided, launch_of(decided), Wishes())
+    assert len(files) == 2
+    for rank, (unit, text) in enumerate(sorted(files.items())):
+        (line,) = [line for line in text.splitlines() if line.startswith("ExecStartPre=")]
+        assert systemd_words(line)[-2:] == ["--", name]
+        assert f"\nEnvironment=WORLD_SIZE=2 RANK={rank} MASTER_ADDR=node0\n" in text
+        (tmp_path / unit).write_text(text)
+        if Path("/usr/bin/systemd-analyze").exists():
+            command = ["systemd-analyze", "verify", str(tmp_path / unit)]
+            ended = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+            assert unit not in ended.stderr
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(
+    st.recursive(
+        st.text(max_size=30) | st.integers() | st.booleans(),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+        max_leaves=15,
+    )
+)
+def test_any_data_reads_back_from_yaml_as_it_was(data: Any) -> None:
+    text = yaml_text({Said("told", "because\n- it: is"): data})
+    assert yaml.safe_load(text) == {"told": data}
+    assert all(line.isprintable() for line in text.splitlines())
+
+
+@given(st.text(max_size=60))
+@settings(derandomize=True, deadline=None)
+def test_every_model_gets_a_name_that_kubernetes_takes(model: str) -> None:
+    assert re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", name_of(model))
+
+
+SECRET = "hunter2-do-not-tell"
+
+
+@pytest.mark.parametrize("target", ["kubernetes", "slurm", "systemd", "compose"])
+def test_no_secret_of_the_environment_is_written(tmp_path: Path, target: str) -> None:
+    (tmp_path / "plan.json").write_bytes(encode_plan(decided_case("servers")))
+    planted = {"HF_TOKEN": SECRET, "AWS_SECRET_ACCESS_KEY": SECRET, "WIRELORE_TOKEN": SECRET, "MASTER_ADDR": SECRET}
+    ended = wirelore("emit", "plan.json", "--target", target, "-o", "out", cwd=tmp_path, environ=planted)
+    assert ended.code == 0, ended.err
+    written = [path.read_text() for path in (tmp_path / "out").iterdir()]
+    assert written
+    assert SECRET not in "".join(written) + ended.out + ended.err
+
+
+def test_a_token_is_named_and_never_written() -> None:
+    manifest = manifests(decided_case("pairs"), None, Wishes(token_secret="hub"))["deployment.yaml"][0]
+    for container in (init_of(manifest), engine_of(manifest)):
+        (token,) = [v for v in container["env"] if v["name"] == "HF_TOKEN"]
+        assert token == {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}
+
+
+REFUSED = {
+    "deployment-of-nodes": ("nodes", ["--target", "kubernetes", "--kind", "deployment"], "--kind lws"),
+    "compose-of-nodes": ("nodes", ["--target", "compose"], "kubernetes, slurm or shell"),
+    "kserve-of-sglang": ("sglang", ["--target", "kubernetes", "--kind", "kserve"], "--engine vllm"),
+    "ray-with-attention-dp": ("nvlink-domain", ["--target", "kubernetes", "--kind", "rayservice"], "--kind lws"),
+    "name": ("pairs", ["--target", "kubernetes", "--name", "A b"], "lower-case"),
+    "namespace": ("pairs", ["--target", "kubernetes", "--namespace", "a\nb"], "lower-case"),
+    "image": ("pairs", ["--target", "kubernetes", "--image", "a b"], "REGISTRY/NAME:TAG"),
+    "claim": ("pairs", ["--target", "kubernetes", "--model-claim", "../x"], "lower-case"),
+    "rdma": ("pairs", ["--target", "kubernetes", "--rdma", "mlx5_0"], "rdma/ib"),
+    "kind-elsewhere": ("pairs", ["--target", "slurm", "--kind", "lws"], "no place for --kind"),
+    "image-elsewhere": ("pairs", ["--target", "shell", "--image", "x/y"], "no place for --image"),
+}
+
+
+@pytest.mark.parametrize("refused", REFUSED)
+def test_what_a_target_cannot_be_is_refused_with_a_cure(tmp_path: Path, refused: str) -> None:
+    case, words, says = REFUSED[refused]
+    (tmp_path / "plan.json").write_bytes(encode_plan(decided_case(case)))
+    ended = wirelore("emit", "plan.json", *words, "-o", "out", cwd=tmp_path)
+    assert (ended.code, ended.out) == (2, "")
+    assert says in ended.err.replace("\n", " ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_engines_have_no_pod() -> None:
+    model = dense(layers=64, hidden=5120, heads=40, kv_heads=8, intermediate=25600, vocab=151936)
+    decided = plan(Survey(machine("hgx-h100")), model, LATENCY, engine_traits("megatron"), Limits(gpus=8))
+    with pytest.raises(UsageError, match="--engine vllm, sglang or trtllm"):
+        kubernetes_files(decided, launch_of(decided), Wishes())
+
+
+def test_a_model_in_a_folder_needs_the_claim_that_holds_it() -> None:
+    decided = named(decided_case("pairs"), "/srv/models/mine")
+    with pytest.raises(UsageError, match="--model-claim"):
+        manifests(decided)
+    files = manifests(decided, None, Wishes(model_claim="weights"))
+    for container in (init_of(files["deployment.yaml"][0]), engine_of(files["deployment.yaml"][0])):
+        (mount,) = [m for m in container["volumeMounts"] if m["name"] == "model"]
+        assert mount == {"name": "model", "mountPath": "/srv/models/mine", "readOnly": True}
+
+
+def test_instances_are_asked_for_by_their_own_resource() -> None:
+    decided = replace(decided_case("pairs"), uses_mig=True)
+    with pytest.raises(UsageError, match="--gpu-resource"):
+        manifests(decided)
+    files = manifests(decided, None, Wishes(gpu_resource="nvidia.com/mig-1g.10gb"))
+    assert engine_of(files["deployment.yaml"][0])["resources"] == {"limits": {"nvidia.com/mig-1g.10gb": 4}}
+
+
+def test_compose_gives_each_replica_its_own_gpus_and_a_proxy_before_them() -> None:
+    decided = decided_case("servers")
+    files = compose_files(decided, launch_of(decided), Wishes())
+    document = yaml.safe_load(files["compose.yaml"])
+    services, given_out = document["services"], []
+    for number in range(len(decided.replicas)):
+        probe, engine = services[f"probe-{number}"], services[f"engine-{number}"]
+        assert probe["deploy"] == engine["deploy"]
+        given_out += engine["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"]
+        assert engine["depends_on"] == {f"probe-{number}": {"condition": "service_completed_successfully"}}
+        assert [v["read_only"] for v in engine["volumes"] if v["target"] == "/plan"] == [True]
+        assert (engine["cap_drop"], engine["user"]) == (["ALL"], "1000:1000")
+        assert f"server engine-{number}:8000" in files["proxy.conf"]
+    assert sorted(given_out) == [str(gpu) for gpu in range(8)]
+    named_volumes = {v["source"] for s in services.values() for v in s["volumes"] if v["type"] == "volume"}
+    assert named_volumes == set(document["volumes"])
+
+
+SHOWN = {
+    "deployment": ("pairs", None, Wishes()),
+    "lws": ("nodes", None, replace(EVERYTHING, read_only_root=False, name=None, namespace=None)),
+    "lws-nvlink-domain": ("nvlink-domain", "lws", Wishes()),
+    "jobset": ("nodes", "jobset", Wishes()),
+    "kserve": ("nodes", "kserve", Wishes()),
+    "rayservice": ("nodes", "rayservice", Wishes()),
+    "llm-d": ("nodes", "llm-d", Wishes()),
+    "compose": ("servers", "compose", Wishes()),
+    "slurm": ("nodes", "slurm", Wishes()),
+    "systemd": ("nodes", "systemd", Wishes()),
+}
+
+
+@pytest.mark.parametrize("shown", SHOWN)
+def test_what_is_emitted_for_clusters_is_what_was_reviewed(shown: str) -> None:
+    case, kind, wishes = SHOWN[shown]
+    decided = decided_case(case)
+    others = {"compose": compose_files, "slurm": slurm_files, "systemd": systemd_files}
+    if kind in others:
+        files = others[kind](decided, launch_of(decided), wishes)
+    else:
+        files = kubernetes_files(decided, launch_of(decided), wishes, kind)
+    text = "\n".join(f"==> {name} <==\n{content}" for name, content in files.items())
+    golden = GOLDEN / f"{shown}.txt"
+    if "WRITE_GOLDEN" in os.environ:
+        golden.parent.mkdir(exist_ok=True)
+        golden.write_text(text)
+    assert text == golden.read_text()
