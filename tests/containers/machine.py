@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from command import wirelore
 from fake_nvml import fake_environment
 from fake_nvml.machines import Description
 from pods import Data
 
-MODEL = "qwen3-32b"
 INSIDE = "/driver"
 
 
@@ -53,12 +53,34 @@ class Machine:
     def last_words(self) -> str:
         return (self.folder / "termination-log").read_text()
 
-    def planned(self, folder: Path, *arguments: str) -> tuple[Data, list[Data]]:
-        """What `wirelore plan` says on this machine without a container, and its processes."""
+    def planned(self, folder: Path, model: str) -> list[Data]:
+        """The processes that `wirelore plan` and `emit` say on this machine without a container."""
         environ = fake_environment(self.folder, self.folder / "machine.nvml")
-        wirelore("plan", *arguments, "-o", "plan.json", cwd=folder, environ=environ).data()
-        listing = json.loads(wirelore("emit", "plan.json", "--target", "json", cwd=folder).data())
-        return json.loads((folder / "plan.json").read_text()), list(listing["processes"])
+        wirelore("plan", model, "--offline", "-o", "plan.json", cwd=folder, environ=environ).data()
+        return listed(folder)
+
+
+def listed(folder: Path) -> list[Data]:
+    """The processes of plan.json there."""
+    return list(json.loads(wirelore("emit", "plan.json", "--target", "json", cwd=folder).data())["processes"])
+
+
+def emitted(folder: Path, model: str, machine: str, *images: str) -> list[Data]:
+    """The pods' specs that `wirelore emit --target kubernetes` writes for a plan made elsewhere, as on a laptop."""
+    folder.mkdir()
+    wirelore("plan", model, "--offline", "--from", f"machine:{machine}", "-o", "plan.json", cwd=folder).data()
+    named = [
+        word for option, image in zip(("--image", "--engine-image"), images, strict=True) for word in (option, image)
+    ]
+    to = ("-o", "manifests", "--read-only-root")
+    wirelore("emit", "plan.json", "--target", "kubernetes", *named, *to, cwd=folder).data()
+    files = [path for path in (folder / "manifests").iterdir() if path.name != "probe.yaml"]
+    documents = [document for path in files for document in yaml.safe_load_all(path.read_text())]
+    (workload,) = [document for document in documents if document["kind"] != "Service"]
+    if workload["kind"] == "Deployment":
+        return [workload["spec"]["template"]["spec"]]
+    group = workload["spec"]["leaderWorkerTemplate"]
+    return [group["leaderTemplate"]["spec"], group["workerTemplate"]["spec"]]
 
 
 def words(process: Data, address: str = "") -> list[str]:

@@ -60,49 +60,52 @@ class Podman:
         return dict(told)
 
 
-def pod(name: str, image: str, engine: str, arguments: Sequence[str], *, plan: Data, more: Sequence[Data] = ()) -> Data:
-    """One pod: the init container with these arguments, and the engine that starts what it wrote into `plan`.
+def pod(name: str, emitted: Data, *, plan: Data = EMPTY, more: Sequence[Data] = (), **variables: str) -> Data:
+    """A pod of this emitted spec, as far as podman plays one, on a node with these volumes and variables.
 
-    Each of `more` is a volume with the mountPath it has in both containers.
+    Each of `more` is a volume with the mountPath that it has in both containers.
     """
-    volumes = [{"name": f"{name}-plan", **plan}]
-    mounts = [{"name": f"{name}-plan", "mountPath": "/plan"}]
+    spec: Data = json.loads(json.dumps(emitted))
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    volumes["plan"] = {"name": "plan", **plan}
+    told = [{"name": key, "value": value} for key, value in variables.items()]
+    containers = [*spec["initContainers"], *spec["containers"]]
+    for container in containers:
+        container["imagePullPolicy"] = "Never"
+        container["env"] = [*container.get("env", []), *told]
+        for key in ("ports", "startupProbe", "readinessProbe", "livenessProbe"):  # of a server; the stub is none
+            container.pop(key, None)
     for number, volume in enumerate(more):
-        at = volume.pop("mountPath")
-        volumes.append({"name": f"{name}-{number}", **volume})
-        mounts.append({"name": f"{name}-{number}", "mountPath": at})
-    common = {
-        "imagePullPolicy": "Never",
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
-    }
-    probe = {**common, "name": INIT, "image": image, "args": ["init", *arguments], "volumeMounts": mounts}
-    main = {**common, "name": ENGINE, "image": engine, "command": ["/plan/start"]}
-    main["volumeMounts"] = [{**mounts[0], "readOnly": True}, *mounts[1:]]
+        key = f"node{number}"
+        volumes[key] = {"name": key, **{word: said for word, said in volume.items() if word != "mountPath"}}
+        for container in containers:
+            container["volumeMounts"].append({"name": key, "mountPath": volume["mountPath"]})
+    for mount in [mount for container in containers for mount in container["volumeMounts"]]:
+        mount["name"] = f"{name}-{mount['name']}"  # podman has one room of names for the volumes of all pods
+    spec["volumes"] = [{**volume, "name": f"{name}-{volume['name']}"} for volume in volumes.values()]
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name},
-        "spec": {
-            "restartPolicy": "Never",
-            "securityContext": {"runAsNonRoot": True, "runAsUser": 65532, "runAsGroup": 65532},
-            "initContainers": [probe],
-            "containers": [main],
-            "volumes": volumes,
-        },
+        # The annotation has podman keep the init container's log and exit code.
+        "metadata": {"name": name, "annotations": {"io.podman.annotations.init.container.type": "always"}},
+        "spec": {**spec, "restartPolicy": "Never"},
     }
 
 
-def with_environment(described: Data, **variables: str) -> Data:
-    """The same pod, whose containers are told these as a launcher tells them."""
-    spec = described["spec"]
-    for container in (*spec["initContainers"], *spec["containers"]):
-        told = [*container.get("env", []), *({"name": name, "value": value} for name, value in variables.items())]
-        container["env"] = told
-    return described
+def with_words(emitted: Data, *, model: str | None = None, **options: str) -> Data:
+    """The same spec, whose init container is asked for another model, or has other values of its options."""
+    spec: Data = json.loads(json.dumps(emitted))
+    (probe,) = spec["initContainers"]
+    words: list[str] = probe["args"]
+    for name, value in options.items():
+        option = "--" + name.replace("_", "-")
+        if option in words:
+            words[words.index(option) + 1] = value
+        else:
+            words[0:0] = [option, value]
+    if model is not None:
+        words[-1] = model
+    return spec
 
 
 @dataclass(frozen=True)
@@ -130,9 +133,12 @@ class Pod:
     def __init__(self, podman: Podman, described: Data, folder: Path, network: str = "none") -> None:
         self.podman, self.name = podman, described["metadata"]["name"]
         self._file = folder / f"{self.name}.json"
-        # So that podman keeps the init container's log and exit code.
-        described["metadata"].setdefault("annotations", {})["io.podman.annotations.init.container.type"] = "always"
         self._file.write_text(json.dumps(described))
+        empty = {v["name"]: v["emptyDir"] for v in described["spec"]["volumes"] if "emptyDir" in v}
+        self._volumes = list(empty)
+        for volume in [name for name, told in empty.items() if told.get("medium") == "Memory"]:
+            # For all to write into, as a kubelet makes it; podman's own would be root's.
+            podman("volume", "create", "--opt=type=tmpfs", "--opt=device=tmpfs", "--opt=o=mode=1777", volume)
         self._play = subprocess.Popen(
             ["podman", "play", "kube", "--network", network, str(self._file)],
             env=dict(podman.environ),
@@ -165,16 +171,13 @@ class Pod:
 
     def file(self, name: str) -> bytes:
         """Of the plan's volume."""
-        volume = self.podman.inspected("volume", f"{self.name}-plan")
-        return (Path(volume["Mountpoint"]) / name).read_bytes()
+        return (Path(self.podman.inspected("volume", f"{self.name}-plan")["Mountpoint"]) / name).read_bytes()
 
     def remove(self) -> None:
         with self._play:
             self._play.kill()
         self.podman.ended("pod", "rm", "--force", "--time", "0", self.name)
-        for volume in json.loads(self._file.read_text())["spec"]["volumes"]:
-            if "emptyDir" in volume:
-                self.podman.ended("volume", "rm", "--force", volume["name"])
+        self.podman.ended("volume", "rm", "--force", *self._volumes)
 
     def _left(self, said: str, within_s: float) -> Ended:
         state = self._state(INIT)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 from command import wirelore
 from conftest import Install, Play
 from fake_nvml.machines import Description, hgx_h100
-from machine import Machine, variables, words
-from pods import EMPTY, Ended, Pod, pod, with_environment
+from machine import Machine, emitted, listed, variables, words
+from pods import EMPTY, Data, Ended, Pod, pod, with_words
 
 MODEL = "llama-3.1-405b"
 DEADLINE_S, GRACE_S = 6.0, 10.0
@@ -29,28 +29,37 @@ def node(number: int, gpus: int = 8) -> Description:
 
 
 class Group:
-    """Two pods as a LeaderWorkerSet starts them."""
+    """The pods of an emitted LeaderWorkerSet, told of each other as its controller does it."""
 
-    def __init__(self, install: Install, play: Play, images: tuple[str, str], network: str) -> None:
-        self._install, self._play, self._images, self._network = install, play, images, network
+    def __init__(self, install: Install, play: Play, specs: list[Data], network: str) -> None:
+        self._install, self._play, self._specs, self._network = install, play, specs, network
         self.machines: dict[int, Machine] = {}
 
-    def start(self, number: int, *more: str, deadline_s: float = 40.0, gpus: int = 8, plan: Any = EMPTY) -> Pod:
+    def start(
+        self,
+        number: int,
+        *,
+        deadline_s: float = 40.0,
+        gpus: int = 8,
+        plan: Data = EMPTY,
+        change: Callable[[Data], Data] = lambda spec: spec,
+    ) -> Pod:
         machine = self._install(node(number, gpus), f"node{number}")
         self.machines[number] = machine
-        arguments = (MODEL, "--offline", "--folder", "/plan", "--deadline", f"{deadline_s:g}s", *more)
-        described = pod(f"group-{number}", *self._images, arguments, plan=plan, more=machine.volumes)
-        launcher = {
-            "LWS_LEADER_ADDRESS": "group-0",
-            "LWS_GROUP_SIZE": "2",
-            "LWS_WORKER_INDEX": str(number),
-        }
-        return self._play(with_environment(described, **machine.environment, **launcher), self._network)
+        told = {"LWS_LEADER_ADDRESS": "group-0", "LWS_GROUP_SIZE": "2", "LWS_WORKER_INDEX": str(number)}
+        spec = change(with_words(self._specs[number], deadline=f"{deadline_s:g}s"))
+        described = pod(f"group-{number}", spec, plan=plan, more=machine.volumes, **machine.environment, **told)
+        return self._play(described, self._network)
+
+
+@pytest.fixture(scope="module")
+def specs(image: str, engine_image: str, tmp_path_factory: pytest.TempPathFactory) -> list[Data]:
+    return emitted(tmp_path_factory.mktemp("emitted") / "here", MODEL, "2xhgx-h100", image, engine_image)
 
 
 @pytest.fixture
-def group(install: Install, play: Play, image: str, engine_image: str, network: str) -> Group:
-    return Group(install, play, (image, engine_image), network)
+def group(install: Install, play: Play, specs: list[Data], network: str) -> Group:
+    return Group(install, play, specs, network)
 
 
 def assert_one_plan(leader: Pod, worker: Pod, ends: list[Ended], tmp_path: Path) -> None:
@@ -64,9 +73,9 @@ def assert_one_plan(leader: Pod, worker: Pod, ends: list[Ended], tmp_path: Path)
     group = json.loads(plan)
     same = ("replicas", "gpu_order", "gpu_uuids", "predictions", "degraded", "layers_per_stage")
     assert {key: group[key] for key in same} == {key: made[key] for key in same}
-    listed = json.loads(wirelore("emit", "plan.json", "--target", "json", cwd=tmp_path).data())["processes"]
+    processes = listed(tmp_path)
     for number, found in enumerate(ends):
-        (process,) = [process for process in listed if process["node"] == number]
+        (process,) = [process for process in processes if process["node"] == number]
         assert found.engine["argv"] == words(process, "group-0")[1:]
         told = variables(process)
         assert told.items() <= found.engine["environment"].items()
@@ -128,7 +137,7 @@ def test_a_worker_whose_leader_is_killed_is_not_left_waiting(group: Group) -> No
 
 
 def test_a_node_with_fewer_gpus_than_it_was_to_have_is_said_to_both(group: Group) -> None:
-    leader, worker = group.start(0, "--gpus-per-node", "8"), group.start(1, "--gpus-per-node", "8", gpus=7)
+    leader, worker = group.start(0), group.start(1, gpus=7)
     ends = [leader.ended(), worker.ended()]
     assert [found.code for found in ends] == [0, 0], [found.log for found in ends]
     assert leader.file("plan.json") == worker.file("plan.json")
@@ -137,14 +146,18 @@ def test_a_node_with_fewer_gpus_than_it_was_to_have_is_said_to_both(group: Group
     assert all(said in machine.last_words for machine in group.machines.values())
 
 
+def strict(spec: Data) -> Data:
+    spec["initContainers"][0]["args"].insert(0, "--strict")
+    return spec
+
+
 def test_strict_members_do_not_start_with_fewer_gpus_than_they_were_to_have(group: Group) -> None:
-    more = ("--gpus-per-node", "8", "--strict")
-    leader, worker = group.start(0, *more), group.start(1, *more, gpus=7)
+    leader, worker = group.start(0, change=strict), group.start(1, gpus=7, change=strict)
     ends = [leader.ended(), worker.ended()]
     assert [(found.code, found.engines) for found in ends] == [(1, []), (1, [])], [found.log for found in ends]
 
 
-def test_a_full_volume_of_one_keeps_the_other_from_starting(group: Group, small_volume: Any) -> None:
+def test_a_full_volume_of_one_keeps_the_other_from_starting(group: Group, small_volume: Data) -> None:
     leader, worker = group.start(0), group.start(1, plan=small_volume)
     ends = [leader.ended(), worker.ended()]
     assert [found.code for found in ends] == [2, 2], [found.log for found in ends]
