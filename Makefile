@@ -1,5 +1,5 @@
-# make setup | run | test | test-long | conformance | e2e | image | sbom | container-test | findings-page | check | check-all
-#      | bench | clean
+# make setup | run | test | test-long | conformance | e2e | browser | image | sbom | container-test
+#      | findings-page | check | check-all | bench | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,8 @@ EXAMPLE ?= machine:3090-bridges-4
 IMAGE ?= localhost/wirelore
 BASE ?= docker.io/library/python:3.13-slim
 
-.PHONY: setup run test test-long conformance e2e image sbom container-test findings-page check check-all bench clean
+.PHONY: setup run test test-long conformance e2e browser image sbom container-test findings-page check check-all bench
+.PHONY: clean
 
 setup: $(VENV)/.ready
 
@@ -25,7 +26,7 @@ run: setup
 	  $(BIN)/wirelore plan $(MODEL) --from $(EXAMPLE); }
 
 test: setup
-	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not long and not conformance and not e2e and not containers'
+	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not long and not conformance and not e2e and not browser and not containers'
 
 # What starts daemons or takes long: Slurm, Ray, links that are cut. What cannot be installed is skipped, aloud.
 test-long: setup
@@ -56,6 +57,14 @@ container-test: setup
 	-scripts/setup-podman
 	$(BIN)/pytest -q -m containers
 
+# The page in a real Chromium: sizes, themes, without scripts, accessibility. Look at what lies in build/screenshots.
+# Of the package that brings axe-core along only that file is used, so what else it wants stays away.
+browser: setup
+	-scripts/install-system-packages browser
+	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,browser]'
+	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps axe-playwright-python
+	$(BIN)/pytest -q tests/browser
+
 # docs/findings.md from the codes of the audit; a test tells when it is stale.
 findings-page: setup
 	$(BIN)/python scripts/write-findings-page
@@ -66,7 +75,7 @@ check: setup
 	$(BIN)/mypy
 
 # The long ones: everything above, the real engines, the recorded machines, and the timings.
-check-all: check test test-long conformance e2e container-test bench
+check-all: check test test-long conformance e2e browser container-test bench
 
 bench: setup
 	$(BIN)/python benchmarks/corpus.py --index ../shared/topologies/index.jsonl

@@ -6,15 +6,23 @@ with the best plan on as many GPUs, since what the others of the machine do nobo
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
-from configgen.checked import Best, Check, Crossing, Standing
+from configgen.checked import Best, Check, Standing
 from configgen.cost import Machine
+from configgen.crossings import crossings
 from configgen.decide import max_context, plan_of
-from configgen.engines.asked import Asked, asked, context_of, traits_of
+from configgen.engines.asked import (
+    Asked,
+    as_told,
+    asked,
+    burdened,
+    cached_otherwise,
+    context_of,
+    lightened,
+    traits_of,
+)
 from configgen.engines.reading import Command, unread
 from configgen.explain import broken_p2p, lost_by
 from configgen.forecast import Forecast, doubt, forecast, margin
@@ -33,9 +41,8 @@ from configgen.placement import Domain, DomainKind, Slot
 from configgen.plan import EngineTraits, Limits, Parallelism, Plan, Workload
 from configgen.search import fit, offered, search, usable_bytes
 from probe.errors import NoPlanError, one_line
-from probe.islands import islands
 from probe.measurement import Survey
-from probe.topology import GpuRef, GpuStatus, Path, Topology
+from probe.topology import GpuRef, GpuStatus, Topology
 from probe.units import count, ranges, some
 
 Stages = tuple[tuple[GpuRef, ...], ...]
@@ -81,7 +88,8 @@ def check(
     gpus: int | None = None,
 ) -> Check:
     """`gpus` is how many the best plan may use: as many as the command where nobody says. Raises UsageError."""
-    topology = survey.topology
+    topology, plain = survey.topology, model
+    model = as_told(command, model)
     where = placed(command, model, topology, traits, first_node)
     told, p, longest = where.asked, where.asked.parallelism, context_of(command)
     own = traits_of(command, traits, p.attention_dp if p else 1)
@@ -90,33 +98,41 @@ def check(
     notes = [*command.notes, *told.notes, *filter(None, [_order_note(command, topology), unread(command)])]
     used = p.gpus if p is not None and where.replicas else None
     workload = offered(workload, used or topology.gpu_count)
-    candidate = None
+    candidate: Candidate | None = None
+    unsure: list[str] = []
     if not laws and p is not None:
         found = _candidate(where, model, workload, own, topology)
-        laws += [found] if isinstance(found, str) else []
+        if isinstance(found, str):
+            why = _why_unsure(where, command, model, own, topology)
+            laws, unsure = (laws, [f"{why}, {found}"]) if why else ([found], [])
         candidate = found if isinstance(found, Candidate) else None
     if candidate is not None:
-        laws += _context_laws(longest, command, model, workload, own, candidate)
+        laws += _context_laws(longest, model, workload, own)
+        full = list(_cache_law(longest, command, model, own, candidate))
+        uncounted = cached_otherwise(command, model)
+        laws += [] if uncounted else full
+        unsure += [f"{_not_counting(uncounted)}, {law}" for law in full] if uncounted else []
         if p is not None and candidate.parallelism.dp < p.dp:
             notes.append(f"{p.dp} replicas and {workload.concurrency} at once: some get no request")
     machine = Machine(survey)
     mine = forecast(machine, model, candidate, workload, own) if candidate is not None else None
     shared = replace(traits, memory_utilization=own.memory_utilization)
-    best = _best(survey, model, workload, shared, gpus or used, mine)
-    standing = _standing(bool(laws), best)
+    best = _best(survey, plain, workload, shared, gpus or used, mine)
+    standing = _standing(bool(laws), bool(unsure), best)
     usable = sum(g.is_usable for node in topology.nodes for g in node.gpus)
     return Check(
         command=command,
         standing=standing,
-        verdict=_verdict(standing, where, laws, best),
+        verdict=_verdict(standing, where, laws or unsure, best, burdened(command, model)),
         workload=workload,
         parallelism=p,
         replicas=where.replicas,
         layers_per_stage=where.layers,
         laws=tuple(dict.fromkeys(laws)),
+        unsure=tuple(unsure),
         ignored=tuple(told.ignored),
         notes=tuple(notes),
-        crossings=tuple(_crossings(where.replicas, topology)),
+        crossings=tuple(crossings(where.replicas, topology)),
         memory=candidate.memory if candidate is not None else (),
         predictions=(
             replace(mine.predictions, max_context=max_context(model, mine.candidate)) if mine is not None else None
@@ -231,20 +247,39 @@ def _candidate(
     return found
 
 
-def _context_laws(
-    told: int | None, command: Command, model: ModelSpec, workload: Workload, traits: EngineTraits, candidate: Candidate
-) -> Iterator[str]:
-    """vLLM starts only where the KV memory holds one sequence of the longest length (_check_enough_kv_cache_memory of
-    vllm/v1/core/kv_cache_utils.py)."""
-    fits = max_context(model, candidate)
+def _why_unsure(
+    where: Placed, command: Command, model: ModelSpec, traits: EngineTraits, topology: Topology
+) -> str | None:
+    """Why memory may not be judged by what is counted; None where the weights alone are too much of every byte."""
+    if lighter := lightened(command, model):
+        return _not_counting(lighter)
+    otherwise = cached_otherwise(command, model)
+    if not otherwise:
+        return None
+    least, all_of_it = Workload(input_tokens=1, output_tokens=1, concurrency=1), replace(traits, memory_utilization=1.0)
+    return None if isinstance(_candidate(where, model, least, all_of_it, topology), str) else _not_counting(otherwise)
+
+
+def _not_counting(names: Sequence[str]) -> str:
+    return f"without counting {', '.join(names)}"
+
+
+def _context_laws(told: int | None, model: ModelSpec, workload: Workload, traits: EngineTraits) -> Iterator[str]:
     if told is not None and workload.tokens > told:
         yield f"it serves at most {told:,} tokens of a sequence, and {workload.tokens:,} are asked for"
     if traits.engine == "vllm" and told is not None and told > (model.max_context or told):
         yield f"vLLM refuses --max-model-len {told:,}: the model's context is {model.max_context:,}"
+
+
+def _cache_law(
+    told: int | None, command: Command, model: ModelSpec, traits: EngineTraits, candidate: Candidate
+) -> Iterator[str]:
+    """vLLM starts only where the KV memory holds one sequence of the longest length (_check_enough_kv_cache_memory of
+    vllm/v1/core/kv_cache_utils.py)."""
+    fits, longest = max_context(model, candidate), told or model.max_context
+    if traits.engine != "vllm" or longest is None or command.said.get("context") in ("-1", "auto"):
         return
-    longest = told or model.max_context
-    automatic = command.said.get("context") in ("-1", "auto")
-    if traits.engine == "vllm" and not automatic and longest is not None and fits < longest:
+    if fits < longest <= (model.max_context or longest):
         yield (
             f"vLLM refuses to start: KV memory holds {fits:,} tokens of a sequence, and one may have {longest:,}: "
             f"add --max-model-len {fits}"
@@ -282,9 +317,11 @@ def _best(
     return None
 
 
-def _standing(broken: bool, best: Best | None) -> Standing:
+def _standing(broken: bool, unsure: bool, best: Best | None) -> Standing:
     if broken:
         return Standing.REFUSED
+    if unsure:
+        return Standing.UNJUDGED
     if best is None or best.loss is None or best.doubt is None:
         return Standing.UNCOMPARED
     if best.loss <= 0:
@@ -292,18 +329,31 @@ def _standing(broken: bool, best: Best | None) -> Standing:
     return Standing.BEHIND if best.loss > best.doubt else Standing.WITHIN_UNCERTAINTY
 
 
-def _verdict(standing: Standing, where: Placed, laws: Sequence[str], best: Best | None) -> str:
+def _verdict(
+    standing: Standing, where: Placed, broken: Sequence[str], best: Best | None, burdens: Sequence[str]
+) -> str:
+    """`broken` are laws, surely or perhaps; `burdens` take memory that nobody counted."""
     p = where.asked.parallelism
     name = "the command" if p is None else p.label + (f" on {_gpus(where.replicas)}" if where.replicas else "")
-    if standing is Standing.REFUSED:
-        more = f" (and {len(laws) - 1} more)" if len(laws) > 1 else ""
-        return f"Refused: {one_line(laws[0], 300)}{more}"
+    if broken:
+        more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
+        lead = "Refused" if standing is Standing.REFUSED else "Not judged"
+        return f"{lead}: {one_line(broken[0], 300)}{more}"
+    if burdens:
+        told = _compared(standing, where, best, name)
+        return f"W{_not_counting(burdens)[1:]}: {told[0].lower()}{told[1:]}"
+    return _compared(standing, where, best, name)
+
+
+def _compared(standing: Standing, where: Placed, best: Best | None, name: str) -> str:
     if best is None or best.loss is None or best.doubt is None:
         return f"Legal: {name}; no plan to compare it with"
-    if is_same(where, best.plan):
+    other, same = best.plan.parallelism.label, is_same(where, best.plan)
+    if same and standing is not Standing.BEHIND:
         return f"The best plan: {name}"
-    other = best.plan.parallelism.label
-    if best.plan.parallelism == p:
+    if same:
+        other = "the same placement with the engine's own settings"
+    elif best.plan.parallelism == where.asked.parallelism:
         other += f" on {_gpus(tuple(r.stages for r in best.plan.replicas))}"
     if standing is Standing.BEHIND:
         return f"Loses {best.loss:.0%} (give or take {best.doubt:.0%}) against {other}: {name}"
@@ -329,34 +379,3 @@ def _gpus(replicas: Sequence[Stages]) -> str:
         return f"{count(gpus, 'GPU')} of {count(nodes, 'node')}"
     text = " | ".join(ranges([ref.gpu for ref in stage]) for stage in replicas[0])
     return f"{'GPU' if gpus == 1 else 'GPUs'} {text}"
-
-
-def _crossings(replicas: Sequence[Stages], topology: Topology) -> Iterator[Crossing]:
-    """For every stage of several GPUs, and every boundary between stages."""
-    island = {ref: number for number, found in enumerate(islands(topology)) for ref in found.members}
-    for number, stages in enumerate(replicas):
-        for place, stage in enumerate(stages):
-            if len(stage) > 1:
-                pairs = [topology.path(a, b) for i, a in enumerate(stage) for b in stage[i + 1 :]]
-                yield _crossing(number, place, None, stage, pairs, island)
-        for place, (a, b) in enumerate(pairwise(stages)):
-            ranks = list(zip(a, b, strict=True))
-            pairs = [topology.path(x, y) for x, y in ranks]
-            spanned = max(len({island[x], island[y]}) for x, y in ranks)
-            yield replace(_crossing(number, place, place + 1, (*a, *b), pairs, island), islands=spanned)
-
-
-def _crossing(
-    replica: int,
-    stage: int,
-    to_stage: int | None,
-    gpus: tuple[GpuRef, ...],
-    pairs: Sequence[Path],
-    island: dict[GpuRef, int],
-) -> Crossing:
-    labels = Counter(path.label for path in sorted(pairs, key=lambda path: path.slowness, reverse=True))
-    slowest = max(pairs, key=lambda path: path.slowness)
-    nodes = len({ref.node for ref in gpus})
-    return Crossing(
-        replica, stage, to_stage, gpus, slowest.label, tuple(labels.items()), len({island[ref] for ref in gpus}), nodes
-    )

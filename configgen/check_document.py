@@ -28,6 +28,8 @@ class BestDocument(msgspec.Struct, frozen=True, kw_only=True):
     doubt: float | None
     because: str | None
     commands: tuple[str, ...]
+    """One for each process, with its variables before it, as a shell takes it; "${HERE}" is the folder of the files
+    that `wirelore emit` writes."""
 
 
 class CheckDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +38,8 @@ class CheckDocument(msgspec.Struct, frozen=True, kw_only=True):
     schema_version: int
     verdict: str
     standing: Standing
-    legal: bool
+    legal: bool | None
+    """None where that rests on what is not counted here."""
     engine: str
     model: str | None
     said: dict[str, str]
@@ -50,6 +53,7 @@ class CheckDocument(msgspec.Struct, frozen=True, kw_only=True):
     replicas: tuple[tuple[tuple[GpuRef, ...], ...], ...]
     layers_per_stage: tuple[int, ...]
     laws: tuple[str, ...]
+    unsure: tuple[str, ...]
     ignored: tuple[str, ...]
     notes: tuple[str, ...]
     crossings: tuple[Crossing, ...]
@@ -64,13 +68,13 @@ def encode_check(checked: Check, commands: tuple[str, ...]) -> bytes:
     """The check document as indented JSON, UTF-8; `commands` are those of the best plan."""
     p = checked.parallelism
     same = (
-        *("verdict", "standing", "workload", "replicas", "layers_per_stage", "laws", "ignored", "notes"),
-        *("crossings", "memory", "predictions", "provenance", "idle_gpus"),
+        *("verdict", "standing", "workload", "replicas", "layers_per_stage", "laws", "unsure"),
+        *("ignored", "notes", "crossings", "memory", "predictions", "provenance", "idle_gpus"),
     )
     return to_json(
         CheckDocument(
             schema_version=CHECK_SCHEMA_VERSION,
-            legal=checked.standing is not Standing.REFUSED,
+            legal=checked.legal,
             engine=checked.command.engine,
             model=checked.command.model,
             said=dict(checked.command.said),

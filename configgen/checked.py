@@ -20,6 +20,8 @@ class Standing(str, Enum):
     BEHIND = "behind"
     WITHIN_UNCERTAINTY = "within-uncertainty"
     BEST = "best"
+    UNJUDGED = "unjudged"
+    """Whether it can start rests on what is not counted here."""
     UNCOMPARED = "uncompared"
     """It is legal, and there is no plan to compare it with."""
 
@@ -66,6 +68,8 @@ class Check:
     replicas: tuple[tuple[tuple[GpuRef, ...], ...], ...]
     layers_per_stage: tuple[int, ...]
     laws: tuple[str, ...]
+    unsure: tuple[str, ...]
+    """Laws that it breaks unless what is not counted here takes less memory than what is."""
     ignored: tuple[str, ...]
     notes: tuple[str, ...]
     crossings: tuple[Crossing, ...]
@@ -75,6 +79,11 @@ class Check:
     """What most of a token's predicted time rests on."""
     best: Best | None
     idle_gpus: int
+
+    @property
+    def legal(self) -> bool | None:
+        """None where that can't be judged."""
+        return None if self.standing is Standing.UNJUDGED else self.standing is not Standing.REFUSED
 
     @property
     def is_fine(self) -> bool:

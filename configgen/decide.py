@@ -26,7 +26,7 @@ from configgen.search import Field, materialise, memory_utilization, search
 from probe.errors import UsageError
 from probe.islands import fingerprint
 from probe.measurement import Survey
-from probe.topology import GpuRef, GpuStatus, Node, Origin, Provenance, Topology
+from probe.topology import GpuRef, GpuStatus, Nic, Node, Origin, Provenance, Topology
 from probe.units import count
 
 RDMA_DEVICES = ("mlx", "bnxt_re", "irdma", "roce", "ib", "erdma", "hns")
@@ -144,7 +144,13 @@ def _site(node: Node, used: tuple[int, ...]) -> Site:
         numa_nodes=numa if len(numa) == len(gpus) else (),
         nics=tuple(dict.fromkeys(nic.name for found in near for nic in found)),
         nearest=pairs if len(pairs) == len(gpus) else (),
+        interfaces=tuple(dict.fromkeys(nic.interface for nic in node.shape.nics if nic.interface and _is_up(nic))),
     )
+
+
+def _is_up(nic: Nic) -> bool:
+    """Whether sockets can be opened there; IP over InfiniBand needs an address that few give it."""
+    return nic.link_layer == "Ethernet" and nic.state in ("up", "active")
 
 
 def _before_bfloat16(topology: Topology, replica: Replica) -> bool:

@@ -120,10 +120,16 @@ def _from_path(path: Path) -> ModelSpec:
     source = f"config.json at {config}"
     if any(True for suffix in _WEIGHTS for _ in config.parent.glob(suffix)):
         return _from_files(config, str(config.parent.absolute()), source)  # the engine must find the weights again
-    name = path.name if path.is_dir() else path.stem if path.stem != "config" else path.resolve().parent.name
-    # A config saved as 'org--name' stands for that repository; anything else must be served from where it lies.
     place = config.parent if config.name == "config.json" else config
-    return _from_files(config, name.replace("--", "/", 1) if "--" in name else str(place.absolute()), source)
+    return _from_files(config, _saved_repository(path) or str(place.absolute()), source)
+
+
+def _saved_repository(path: Path) -> str | None:
+    """The repository for which a file 'org--name.json' stands; a folder has the model itself, whatever its name."""
+    repository = path.stem.replace("--", "/", 1)
+    if path.is_dir() or "/" not in repository or "--" in repository or ".." in repository:
+        return None
+    return repository if _REPOSITORY.fullmatch(repository) else None
 
 
 def _from_files(config: Path, name: str, source: str) -> ModelSpec:

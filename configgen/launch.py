@@ -34,6 +34,9 @@ MASTER_ADDRESS = Given("MASTER_ADDR")
 HERE = "HERE"
 """The variable that names the folder of the emitted files."""
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""The variable that names the GPUs that a process may see."""
+
 MEANINGS = {
     "MASTER_ADDR": "the address of the first node",
     "HOSTS": "the nodes of the replica and their numbers of GPUs as mpirun takes them, like a:8,b:8",
@@ -121,6 +124,11 @@ class Process:
     @property
     def argv(self) -> tuple[str, ...]:
         return self.command + tuple(word for flag in self.flags for word in flag.words)
+
+    @property
+    def counts_all_gpus(self) -> bool:
+        """Whether its GPUs are counted among all, so that a launcher's choice of visible ones must not reach it."""
+        return all(variable.name != VISIBLE for variable in self.environment)
 
 
 @dataclass(frozen=True)

@@ -183,6 +183,12 @@ class Replica:
     kv_cache_bytes: int | None = None
     """KV of each GPU, where its GPUs have different fractions to give and one fraction can't say it."""
 
+    def __post_init__(self) -> None:
+        labels = (*(() if self.tp_path is None else (self.tp_path,)), *self.hops)
+        require(all(label.isprintable() for label in labels), "a path's label is one line")
+        require(0 < self.memory_utilization <= 1, "a replica's memory utilization is a fraction of 1")
+        require(self.kv_cache_bytes is None or self.kv_cache_bytes > 0, "a KV cache has a size or none is told")
+
     @property
     def gpus(self) -> tuple[GpuRef, ...]:
         return tuple(ref for stage in self.stages for ref in stage)
@@ -212,6 +218,11 @@ class Predictions:
     uncertainty: float | None = None
     max_concurrency: int | None = None
     max_context: int | None = None
+
+    def __post_init__(self) -> None:
+        told = (self.ttft_s, self.tpot_s, self.output_tokens_per_s_per_gpu, self.max_concurrency, self.max_context)
+        require(all(number is None or number > 0 for number in told), "a prediction is positive or none is made")
+        require(self.uncertainty is None or self.uncertainty >= 0, "an uncertainty is never negative")
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +266,12 @@ class PlannedModel:
     latent_attention: bool = False
     max_context: int | None = None
 
+    def __post_init__(self) -> None:
+        require(self.name != "", "a model has a name")
+        require("\0" not in self.name, "a model's name has no NUL, which no program can be given")
+        require(not self.name.startswith("-"), "a model's name starts with no dash, or engines would read it as a flag")
+        require(self.max_context is None or self.max_context > 0, "a model's context is positive or not told")
+
 
 @dataclass(frozen=True, slots=True)
 class Site:
@@ -266,6 +283,8 @@ class Site:
     """RDMA devices nearest to them, each once."""
     nearest: tuple[tuple[str, str], ...] = ()
     """PCI addresses of each GPU and of its nearest NIC; empty where they are not known of all."""
+    interfaces: tuple[str, ...] = ()
+    """Ethernet interfaces of the node that have a link and nothing built upon them, each once."""
 
 
 @dataclass(frozen=True)
@@ -320,10 +339,22 @@ class Plan:
         require(all(len(s) == p.tp for r in self.replicas for s in r.stages), "every stage has tp GPUs")
         require(len(self.layers_per_stage) == p.pp and min(self.layers_per_stage) >= 1, "every stage has a layer")
         require(sum(self.layers_per_stage) == self.model.layers, "stages cover every layer once")
-        require(sum(len(order) for order in self.gpu_order) == p.gpus, "gpu_order names each used GPU once")
         require(len(self.gpu_order) == len(self.gpu_uuids) == len(self.hostnames), "one order, UUIDs and name per node")
-        require(
-            not self.gpu_models or [*map(len, self.gpu_models)] == [*map(len, self.gpu_order)], "one model per used GPU"
-        )
+        require(all(ref.node < len(self.hostnames) for ref in used), "every used GPU is on one of the plan's nodes")
+        order: list[list[int]] = [[] for _ in self.hostnames]
+        for ref in used:
+            order[ref.node].append(ref.gpu)
+        require([*map(list, self.gpu_order)] == order, "gpu_order names each used GPU once, in rank order")
+        sizes = [*map(len, order)]
+        require([*map(len, self.gpu_uuids)] == sizes, "one UUID per used GPU, or none where it is not known")
+        require(not self.gpu_models or [*map(len, self.gpu_models)] == sizes, "one model per used GPU")
+        require(not self.sites or len(self.sites) == len(sizes), "one site per node, or none at all")
+        for site, size in zip(self.sites, sizes, strict=False):
+            told = (len(site.numa_nodes), len(site.nearest))
+            require(all(n in (0, size) for n in told), "a site tells of each used GPU of its node or of none")
+        require(p.ep == 1 or self.model.is_moe, "only a model with experts spreads them")
+        taken = max(replica.memory_utilization for replica in self.replicas)
+        require(taken <= self.engine.memory_utilization, "a replica takes at most the engine's fraction")
         require(len(self.memory) == p.pp and all(m.fits for m in self.memory), "a plan never exceeds memory")
+        require(min(m.usable_bytes for m in self.memory) > 0, "every stage has memory")
         require(self.confidence in ("high", "medium", "low"), "confidence is high, medium or low")

@@ -46,8 +46,8 @@ def part(name: str) -> str:
 def _environment(*, autoescape: bool) -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    return Environment(  # noqa: S701 - what isn't HTML has escapes of its own
-        autoescape=autoescape,
+    return Environment(
+        autoescape=autoescape,  # noqa: S701 - what isn't HTML has escapes of its own
         loader=FileSystemLoader(templates_folder()),
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from probe.finding import Finding, Severity, gravest_first
 from probe.topology import Provenance
-
-_Place = tuple[object, ...]
 
 
 def wants_another(findings: Sequence[Finding]) -> bool:
@@ -22,14 +20,13 @@ def of_two(first: Sequence[Finding], second: Sequence[Finding]) -> tuple[Finding
     One that falls short once becomes an info that says so. A measured failure that is no figure (wrong data, growing
     error counters) happened, so one sight of it is enough. All else is as the second measurement's survey has it.
     """
-    both = _places(first, _is_judged) & _places(second, _is_judged)
-    again = _places(second, lambda found: True)
-    kept = [found if not _is_judged(found) or _place(found) in both else _once(found, "second") for found in second]
+    before, after = ([found for found in findings if _is_judged(found)] for findings in (first, second))
+    kept = [found if not _is_judged(found) or _is_among(found, before) else _once(found, "second") for found in second]
     for found in first:
         if _is_judged(found):
-            kept += [_once(found, "first")] if _place(found) not in both else []
+            kept += [] if _is_among(found, after) else [_once(found, "first")]
         elif found.provenance is Provenance.MEASURED and found.severity is Severity.FAILURE:
-            kept += [found] if _place(found) not in again else []
+            kept += [] if _is_among(found, second) else [found]
     return gravest_first(tuple(kept))
 
 
@@ -39,12 +36,13 @@ def _is_judged(found: Finding) -> bool:
     return measured and found.severity is not Severity.INFO
 
 
-def _place(found: Finding) -> _Place:
-    return found.code, found.node, found.gpus, found.nics
-
-
-def _places(findings: Sequence[Finding], counts: Callable[[Finding], bool]) -> set[_Place]:
-    return {_place(found) for found in findings if counts(found)}
+def _is_among(found: Finding, others: Sequence[Finding]) -> bool:
+    """Whether another finding tells of the same: a finding may name all that are slow, so GPUs in common are enough."""
+    return any(
+        (other.code, other.nics) == (found.code, found.nics)
+        and (other.gpus == found.gpus or not set(other.gpus).isdisjoint(found.gpus))
+        for other in others
+    )
 
 
 def _once(found: Finding, which: str) -> Finding:

@@ -218,10 +218,11 @@ def to_json(document: object) -> bytes:
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
 
-def write_atomically(path: FilePath, data: bytes) -> None:
+def write_atomically(path: FilePath, data: bytes, *, executable: bool = False) -> None:
     """Writes beside the target and renames: a reader sees the old file or the whole new one. Raises UsageError.
 
-    A link stays one, its target is written; a device or pipe is written to as it is, never replaced.
+    A link stays one, its target is written; a device or pipe is written to as it is, never replaced. Who may read an
+    `executable` file may also run it.
     """
     try:
         path = path.resolve()
@@ -235,7 +236,7 @@ def write_atomically(path: FilePath, data: bytes) -> None:
                 stream.flush()
                 os.fsync(stream.fileno())
             mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
-            FilePath(temporary).chmod(mode)
+            FilePath(temporary).chmod(mode | (mode & 0o444) >> 2 if executable else mode)
             FilePath(temporary).replace(path)
         except BaseException:
             FilePath(temporary).unlink(missing_ok=True)

@@ -246,6 +246,7 @@ class Nic:
     numa_node: int | None = None
     pci_bus_id: str | None = None
     interface: str | None = None
+    """Its network interface; None where none is known, or where a bond, bridge or VLAN upon it has the address."""
 
     def __post_init__(self) -> None:
         require(self.name != "", "a NIC has a name")
@@ -318,6 +319,9 @@ class GpuRef:
 
     node: int
     gpu: int
+
+    def __post_init__(self) -> None:
+        require(self.node >= 0 and self.gpu >= 0, "nodes and GPUs are counted from 0")
 
 
 @dataclass(frozen=True, slots=True)

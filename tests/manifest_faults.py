@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
 
 import kubernetes_validate
+from cluster_plans import Manifest, pods
 from crd_shapes import SPECS, own_shape, published
 from kubernetes_validate import utils
-
-Manifest = dict[str, Any]
 
 utils.schema_contents = lru_cache(maxsize=None)(utils.schema_contents)  # else each file is read anew for each document
 VERSIONS = sorted(set(utils.all_versions()), key=lambda version: [int(part) for part in version.split(".")])[-4:]
@@ -20,18 +18,6 @@ VERSIONS = sorted(set(utils.all_versions()), key=lambda version: [int(part) for 
 def faults(manifest: Manifest) -> list[str]:
     """Everything that is wrong with one document, in words."""
     return [*schema_faults(manifest), *(fault for pod in pods(manifest) for fault in _of_pod(pod))]
-
-
-def pods(value: Any) -> Iterator[Manifest]:
-    """Every pod in a manifest, wherever it stands."""
-    if isinstance(value, dict):
-        if isinstance(value.get("containers"), list):
-            yield value
-        for item in value.values():
-            yield from pods(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from pods(item)
 
 
 def schema_faults(manifest: Manifest) -> Iterator[str]:
@@ -84,6 +70,8 @@ def _of_container(container: Manifest, volumes: dict[str, Manifest], claims: set
     mounts = {mount["mountPath"]: mount for mount in container.get("volumeMounts", [])}
     if unknown := {mount["name"] for mount in mounts.values()} - volumes.keys():
         yield f"mounts {unknown}, which the pod lacks"
+    if security.get("readOnlyRootFilesystem") and "/tmp" not in mounts:
+        yield "has no place for what it writes into /tmp"
     shared = volumes.get(mounts.get("/dev/shm", {}).get("name", ""), {})
     if shared.get("emptyDir", {}).get("medium") != "Memory":
         yield "has 64 MB of shared memory"

@@ -49,7 +49,7 @@ AWKWARD = [
     "new\nline",
     "#",
     "größe-模型-🚀",
-    "--trust-remote-code",
+    "/models/--trust-remote-code",
     "$MASTER_ADDR",
     "{{ launch }} {% raw %}",
     "tab\tand\x1b[31mescape\x7f",

@@ -14,7 +14,8 @@ pytest.importorskip(
 
 import click
 import yaml
-from manifest_faults import Manifest, pods, schema_faults
+from cluster_plans import Manifest, pods
+from manifest_faults import schema_faults
 
 from configgen.cli.root import wirelore as root
 from configgen.templates import templates_folder

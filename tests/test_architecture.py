@@ -53,8 +53,9 @@ PURE = {
     *("configgen.quantization", "configgen.families", "configgen.fields"),
     *("configgen.cost", "configgen.passes", "configgen.roofline", "configgen.rates", "configgen.wires"),
     *("configgen.forecast", "configgen.whatif"),
-    *("configgen.checked", "configgen.check"),
-    *("configgen.engines.spellings", "configgen.engines.reading", "configgen.engines.asked"),
+    *("configgen.checked", "configgen.check", "configgen.crossings"),
+    *("configgen.engines.language", "configgen.engines.spellings", "configgen.engines.shell"),
+    *("configgen.engines.reading", "configgen.engines.asked"),
     *("configgen.comparison", "configgen.facts", "configgen.contrasts", "configgen.carryover", "configgen.compare"),
 }
 IO = {

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -41,19 +40,10 @@ NARROW = Finding("pcie-narrow", Severity.WARNING, "x8 of x16", "Reseat it.", Pro
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No cache of this user, no launcher; and what others write is stood in for."""
+    """No cache of this user, and no launcher."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"):
         monkeypatch.delenv(name, raising=False)
-    stand_ins = {
-        "probe.checks.expectation": SimpleNamespace(expectation=lambda topology, key, members: None),
-        "probe.checks.codes_measured": SimpleNamespace(CODES_MEASURED={}),
-        "configgen.report.drawing": SimpleNamespace(draw=lambda survey, plan: (survey, plan)),
-        "configgen.report.svg": SimpleNamespace(svg=lambda drawing: f"<svg>{drawing[1] is not None}</svg>"),
-        "configgen.report.html": SimpleNamespace(page=lambda audited: f"<!doctype html>{audited.verdict}"),
-    }
-    for name, stand_in in stand_ins.items():
-        monkeypatch.setitem(sys.modules, name, stand_in)
     found(monkeypatch)
 
 
@@ -98,7 +88,7 @@ def test_strict_ends_with_1_on_a_warning_or_a_failure_and_still_writes(
 
 FORMS = {
     "a.json": '{\n  "schema_version": 1',
-    "a.svg": "<svg>",
+    "a.svg": "<svg ",
     "a.HTML": "<!doctype html>",
     "a.htm": "<!doctype html>",
     "a.md": "## Audit: ",
@@ -127,7 +117,7 @@ def test_each_form_goes_to_standard_output_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found(monkeypatch, NARROW)
-    heads = {"json": "{", "svg": "<svg>", "html": "<!doctype", "markdown": "## ", "junit": "<?xml", "prometheus": "# "}
+    heads = {"json": "{", "svg": "<svg ", "html": "<!doctype", "markdown": "## ", "junit": "<?xml", "prometheus": "# "}
     for form, head in heads.items():
         assert run(["audit", "--from", BOX, "--format", form]) == 0
         shown = capsys.readouterr()
@@ -338,11 +328,18 @@ def test_the_other_nodes_and_processes_of_a_launcher_print_nothing(
 
 
 def test_a_lab_is_measured_and_says_so() -> None:
-    words = ("--measure", "--from", "machine:l4-2", "--backend", "gloo", "--budget", "10s", "--format", "json")
-    ended = wirelore("audit", *words, timeout_s=60.0)
+    words = ("--measure", "--from", "machine:l4-2", "--backend", "gloo", "--budget", "20s", "--format", "json")
+    ended = wirelore("audit", *words, timeout_s=90.0)
     told = json.loads(ended.data())
     assert told["survey"]["lab"] and told["survey"]["curves"]
     assert any("stood in" in one["why"] for one in told["not_checked"])
+
+
+def test_what_is_slow_both_times_stays_although_more_is_slow_once() -> None:
+    more = replace(SLOW, gpus=(*PAIR, GpuRef(0, 1)))
+    for first, second in ((SLOW, more), (more, SLOW)):
+        (kept,) = of_two([first], [second])
+        assert kept.severity is Severity.FAILURE
 
 
 # ---- two measurements ----------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -132,11 +131,7 @@ def known_expectation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every group should reach 100 GB/s and must reach 80, and `wrong-data` is what only a measurement shows."""
     should = SimpleNamespace(busbw_gbps=100.0, bar_gbps=80.0)
     code = Code(Severity.FAILURE, "Wrong data", "It is.", "A test.", "Replace it.", "a test")
-    stand_in = SimpleNamespace(expectation=lambda topology, key, members: should)
-    monkeypatch.setitem(sys.modules, "probe.checks.expectation", stand_in)
-    monkeypatch.setitem(
-        sys.modules, "probe.checks.codes_measured", SimpleNamespace(CODES_MEASURED={"wrong-data": code})
-    )
+    monkeypatch.setattr("probe.checks.reading.expectation", lambda topology, key, members: should)
     for name in ("wrong-data", "pcie-narrow", "nvlinks-down"):
         monkeypatch.setitem(CODES, name, code)
 

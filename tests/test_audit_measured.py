@@ -333,6 +333,14 @@ def test_a_link_that_trained_down_is_named() -> None:
     assert "Gen2 x16" in findings_of(slow_copies(6.5), "pcie-slow-under-load")[0].seen
 
 
+@pytest.mark.parametrize("code", ["partly-measured", "did-not-work"])
+def test_what_was_measured_in_part_does_not_pass(code: str) -> None:
+    survey = replace(lacking_the_network(), missing=(Notice(code, "Sizes were left out. Go on."),))
+    assert findings_of(survey, "unmeasured-groups")
+    alone = rated(machine("hgx-h100"), lambda gpu: 3000.0)
+    assert findings_of(alone, "unmeasured-groups"), "rates alone say nothing of the wires"
+
+
 def test_a_run_that_ended_early_says_so_itself() -> None:
     survey = replace(lacking_the_network(), missing=(Notice("not-measured", "The time ended before 3 steps. Go on."),))
     assert findings_of(survey, "unmeasured-groups") == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -25,7 +26,8 @@ from configgen.engines.rules import ENGINES, engine_traits
 from configgen.engines.spellings import LANGUAGES
 from configgen.hub import load_model
 from configgen.model import ModelSpec
-from configgen.plan import Objective, Parallelism, Plan, Workload
+from configgen.plan import Limits, Objective, Parallelism, Plan, Workload
+from configgen.quantization import Quantization
 from probe.errors import NoPlanError, UsageError
 from probe.measurement import Survey, Verification
 from probe.sources.machines import machine
@@ -400,6 +402,79 @@ def test_flags_that_no_table_has_are_only_noted() -> None:
     assert any("KV dtype is not counted" in note for note in checked.notes)
 
 
+UNCOUNTED = [
+    ("-tp 1 --quantization fp8 --max-model-len 4096", "quantization at load"),
+    ("-tp 1 --cpu-offload-gb 200 --max-model-len 4096", "CPU offload"),
+    ("-tp 2 --kv-cache-dtype fp8 --max-model-len 30000", "KV dtype"),
+]
+
+
+@pytest.mark.parametrize(("flags", "says"), UNCOUNTED)
+def test_memory_is_not_judged_where_it_rests_on_what_is_not_counted(flags: str, says: str) -> None:
+    told = judged(f"vllm serve m {flags}", machine("hgx-h100"), "llama-3.1-70b")
+    assert told.standing is Standing.UNJUDGED
+    assert told.verdict.startswith(f"Not judged: without counting {says}")
+    assert told.laws == ()
+    assert told.legal is None
+    assert told.is_fine
+    assert len(told.unsure) == 1
+    plain = re.sub(r"--(quantization|cpu-offload-gb|kv-cache-dtype) \S+", "", flags)
+    assert judged(f"vllm serve m {plain}", machine("hgx-h100"), "llama-3.1-70b").standing is Standing.REFUSED
+
+
+def test_weights_beyond_every_byte_are_refused_whatever_the_cache_takes() -> None:
+    for text in ("vllm serve m -tp 1 --kv-cache-dtype fp8", "sglang serve --model-path m --mem-fraction-static 0.95"):
+        assert judged(text, machine("hgx-h100"), "llama-3.1-70b").standing is Standing.REFUSED
+    tight = judged(
+        "sglang serve --model-path m --tp 2 --mem-fraction-static 0.95", machine("hgx-h100"), "llama-3.1-70b"
+    )
+    assert tight.standing is Standing.UNJUDGED
+
+
+def test_the_method_of_a_quantised_checkpoint_is_counted_already() -> None:
+    model = replace(spec("llama-3.1-70b"), quantization=Quantization("fp8", 8))
+    read = read_command("vllm serve m -tp 1 --quantization fp8 --max-model-len 4096")
+    told = check(Survey(machine("3090-bridges-4")), read, model, Workload(), engine_traits("vllm"))
+    assert told.standing is Standing.REFUSED
+
+
+def test_float32_weighs_twice() -> None:
+    fast = machine("hgx-h100")
+    assert judged("vllm serve m -tp 2 --max-model-len 4096", fast, "llama-3.1-70b").standing is not Standing.REFUSED
+    for dtype in ("float32", "float"):
+        told = judged(f"vllm serve m -tp 2 --dtype {dtype} --max-model-len 4096", fast, "llama-3.1-70b")
+        assert told.standing is Standing.REFUSED
+    wide = judged("vllm serve m -tp 8 --dtype float32", fast, "llama-3.1-70b")
+    plain = judged("vllm serve m -tp 8 --dtype bfloat16", fast, "llama-3.1-70b")
+    assert wide.memory[0].weights_bytes == 2 * plain.memory[0].weights_bytes
+    assert any("float32 is not counted" in note for note in wide.notes)
+
+
+def test_what_takes_memory_and_is_not_counted_leads_the_verdict() -> None:
+    told = judged("vllm serve m -tp 8 --enable-lora", machine("hgx-h100"), "llama-3.1-70b")
+    assert told.verdict.startswith("Without counting LoRA: ")
+
+
+def test_the_plans_own_placement_set_worse_is_not_the_best_plan() -> None:
+    fast, load = machine("hgx-h100"), Workload(objective=Objective.THROUGHPUT, concurrency=256)
+    model, traits = spec("llama-3.1-8b"), engine_traits("vllm")
+    told = check(Survey(fast), read_command("vllm serve m --max-num-seqs 2"), model, load, traits)
+    assert told.standing is Standing.BEHIND
+    assert told.verdict.startswith("Loses ")
+    assert "the same placement with the engine's own settings" in told.verdict
+
+
+def test_megatrons_own_command_loses_nothing() -> None:
+    topology, model, traits = machine("l40s-8"), spec("llama-3.1-8b"), engine_traits("megatron")
+    for tokens in (600, 1000, 2400, 5000):
+        load = Workload(objective=Objective.THROUGHPUT, input_tokens=tokens, concurrency=4096)
+        decided = plan(Survey(topology), model, load, traits, Limits(gpus=1))
+        process = launch_of(decided).processes[0]
+        text = shlex.join([*(f"{v.name}={v.value}" for v in process.environment), *process.argv])
+        told = check(Survey(topology), read_command(text), model, load, traits)
+        assert told.standing is Standing.BEST, told.verdict
+
+
 def test_no_spelling_means_two_things() -> None:
     for language in LANGUAGES:
         flags = " ".join([*language.values.values(), *language.switches.values()]).split()
@@ -493,6 +568,13 @@ def test_the_document_says_all_of_it(tmp_path: Path) -> None:
     assert told["best"]["loss"] > told["best"]["doubt"] > 0
     assert "--device-ids 0,2,1,3" in told["best"]["commands"][0]
     schema = json.loads(wirelore("schema", "check").data())
+    told_alone = wirelore("check", f"sglang serve --model-path {MODEL} --tp 4", *NEAR, "--format", "json").data()
+    (command,) = json.loads(told_alone)["best"]["commands"]
+    assert "CUDA_VISIBLE_DEVICES=0,2,1,3 sglang serve" in command, "what the plan says beside its flags"
+    two = ("--from", "machine:2xhgx-h100", "--model", "llama-3.1-405b", "--format", "json")
+    of_two = json.loads(wirelore("check", "vllm serve m -tp 8 -pp 2 -n 2", *two).data())["best"]["commands"]
+    assert len(of_two) == 2
+    assert all('--master-addr "${MASTER_ADDR}"' in command for command in of_two), "a shell fills it in"
     assert set(schema["$defs"]["CheckDocument"]["properties"]) == set(told)
     written = wirelore("check", f"vllm serve {MODEL} -tp 4", *NEAR, "-o", "check.json", cwd=tmp_path)
     assert written.data() == ""

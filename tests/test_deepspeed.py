@@ -98,7 +98,7 @@ def test_there_is_no_pipeline() -> None:
         planned(DEEPSPEED, llama_405b(), H100, H100)
     decided = planned(DEEPSPEED, llama_70b(), H100)
     with pytest.raises(NoPlanError, match="tensor parallelism and replicas alone"):
-        deepspeed_launch(replace(decided, parallelism=Parallelism(8, ep=8)))
+        deepspeed_launch(replace(decided, parallelism=Parallelism(8, attention_dp=8)))
 
 
 def test_experts_are_cut_and_never_spread() -> None:
@@ -122,7 +122,7 @@ def test_what_it_cannot_load_or_serve() -> None:
         planned(DEEPSPEED, long, H100, workload=Workload(input_tokens=8000, output_tokens=1000))
 
 
-@pytest.mark.parametrize("name", [" ".join(AWKWARD), "--trust-remote-code"])
+@pytest.mark.parametrize("name", [" ".join(AWKWARD), "/models/--trust-remote-code"])
 def test_no_name_is_read_by_the_shell(tmp_path: Path, name: str) -> None:
     decided = named(planned(DEEPSPEED, llama_70b(), H100), name)
     (record,) = started(decided, deepspeed_launch(decided), tmp_path, "python")

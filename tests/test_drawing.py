@@ -198,7 +198,9 @@ def some_plan() -> Plan:
 def placed(topology: Topology, replicas: list[list[list[tuple[int, int]]]]) -> Plan:
     """A plan with these stages, each a list of (node, GPU); nothing else of it is drawn."""
     base = some_plan()
-    made = tuple(Replica(tuple(tuple(GpuRef(*ref) for ref in stage) for stage in one)) for one in replicas)
+    share = base.replicas[0].memory_utilization
+    stages = (tuple(tuple(GpuRef(*ref) for ref in stage) for stage in one) for one in replicas)
+    made = tuple(Replica(one, memory_utilization=share) for one in stages)
     tp, pp, dp = len(replicas[0][0]), len(replicas[0]), len(replicas)
     order = tuple(
         tuple(ref.gpu for one in made for ref in one.gpus if ref.node == node) for node in range(len(topology.nodes))

@@ -66,6 +66,12 @@ def test_what_a_launcher_left_visible_does_not_shift_the_indices(tmp_path: Path,
     (script,) = emitted(decided, tmp_path)
     (record,) = run_script(script, vllm, CUDA_VISIBLE_DEVICES="3,1")
     assert "CUDA_VISIBLE_DEVICES" not in record["environment"]
+    wirelore("emit", "plan.json", "--target", "yaml", "-o", "files", cwd=tmp_path).data()
+    (file,) = (tmp_path / "files").iterdir()
+    start = tmp_path / "start.sh"
+    start.write_text(file.read_text().partition("\n")[0].removeprefix("# "))
+    (record,) = run_script(start, vllm, CUDA_VISIBLE_DEVICES="3,1")
+    assert record["environment"] == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, "nor by the line above a configuration file"
 
 
 def test_every_flag_has_its_reason_above_it(tmp_path: Path) -> None:
@@ -88,11 +94,13 @@ def test_uneven_stages_carry_their_layers(tmp_path: Path, vllm: Path) -> None:
     assert first + second == 64
 
 
-def test_several_servers_on_a_node_are_all_started(tmp_path: Path, vllm: Path) -> None:
+@pytest.mark.parametrize("shell", ["bash", "sh", "env"])
+def test_several_servers_on_a_node_are_all_started(tmp_path: Path, vllm: Path, shell: str) -> None:
+    """By `bash node0.sh`, by `sh node0.sh` whatever shell that is, and by `./node0.sh`."""
     decided = decided_by("mixtral-8x7b", "--from", "machine:hgx-h100", *FULL, folder=tmp_path)
     (script,) = emitted(decided, tmp_path)
     assert script.read_text().startswith("#!/usr/bin/env bash")
-    records = run_script(script, vllm, shell="bash", SERVERS=str(decided.parallelism.dp))
+    records = run_script(script, vllm, shell=shell, SERVERS=str(decided.parallelism.dp))
     assert len(records) == decided.parallelism.dp > 1
     assert records == expected(list(vllm_launch(decided).processes))
     devices, ports = [], []
@@ -143,6 +151,40 @@ def test_a_replica_over_two_nodes_needs_the_address_of_the_first(tmp_path: Path,
             assert ("--headless" in argv) == ("--port" not in argv), "one part of a replica answers requests"
             ranks[argv[argv.index("--node-rank") + 1]] += 1
     assert ranks == {"0": 2, "1": 2}
+
+
+def test_scripts_may_be_run_and_other_files_not(tmp_path: Path) -> None:
+    """By those who may read them, and no others."""
+    decided_by("llama-3.1-405b", "--from", "machine:2xhgx-h100", folder=tmp_path)
+    folder = tmp_path / "scripts"
+    folder.mkdir()
+    (folder / "node0.sh").touch(0o640)  # as an earlier version left it
+    wirelore("emit", "plan.json", "-o", "scripts", cwd=tmp_path).data()
+    assert (folder / "node0.sh").stat().st_mode & 0o777 == 0o750
+    assert (folder / "node1.sh").stat().st_mode & 0o500 == 0o500
+    wirelore("emit", "plan.json", "-o", "scripts", "--target", "env", cwd=tmp_path).data()
+    assert all(path.stat().st_mode & 0o111 == 0 for path in folder.glob("*.env"))
+
+
+def test_no_part_of_an_earlier_plan_is_left_beside_the_new_one(tmp_path: Path) -> None:
+    """Its node1.sh would start as well as the new plan's; a person's own files are nobody's business."""
+    folder = tmp_path / "scripts"
+    for target in ("shell", "yaml", "env"):
+        decided_by("llama-3.1-405b", "--from", "machine:2xhgx-h100", folder=tmp_path)
+        for _ in range(2):
+            wirelore("emit", "plan.json", "-o", "scripts", "--target", target, cwd=tmp_path).data()
+        (folder / "node7.sh").write_text("#!/bin/sh\n# mine\n")
+        (folder / "notes.txt").touch()
+        decided_by("llama-3.1-8b", "--from", "machine:h100-1", folder=tmp_path)
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        ended = wirelore("emit", "plan.json", "-o", "scripts", "--target", target, cwd=tmp_path)
+        assert (ended.code, ended.out) == (2, "")
+        (stale,) = (path.name for path in before if path.name.startswith("node1"))
+        assert f"scripts has {stale} of another plan" in ended.err
+        assert "node7.sh" not in ended.err
+        assert before == {path: path.read_bytes() for path in folder.iterdir()}, "nothing is written then"
+        (folder / stale).unlink()
+        wirelore("emit", "plan.json", "-o", "scripts", "--target", target, cwd=tmp_path).data()
 
 
 def test_several_scripts_need_a_folder(tmp_path: Path) -> None:
@@ -223,12 +265,60 @@ def test_a_plan_survives_its_file() -> None:
         ("engine_version", "0.1", "vllm@0.1"),
         ("confidence", "total", "confidence"),
         ("gpu_order", [[0, 1]], "gpu_order"),
+        ("gpu_order", [[50, 51, 52, 53, 54, 55, 56, 57]], "gpu_order names each used GPU once, in rank order"),
         ("gpu_uuids", [], "one order, UUIDs and name per node"),
+        ("gpu_uuids", [[]], "one UUID per used GPU"),
+        ("gpu_models", [["NVIDIA H100"]], "one model per used GPU"),
+        ("sites", [{}, {}], "one site per node"),
+        ("sites", [{"numa_nodes": [0]}], "a site tells of each used GPU"),
         ("memory", [], "memory"),
+        ("expert_parallel_size", 2, "only a model with experts"),
     ],
 )
 def test_a_plan_that_was_edited_is_checked_again(key: str, value: object, says: str) -> None:
     told = json.loads(encode_plan(replace(small("any"), alternatives=())))
     told[key] = value
     with pytest.raises(UsageError, match=says):
+        decode_plan(json.dumps(told).encode(), where="plan.json")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("replicas 0 stages 0 0 gpu", -1, "counted from 0"),
+        ("replicas 0 stages 0 0 node", -1, "counted from 0"),
+        ("replicas 0 stages 0 0 node", 7, "on one of the plan's nodes"),
+        ("replicas 0 stages 0 0 gpu", 60, "gpu_order"),
+        ("replicas 0 tp_path", "NV1\nrm", "path's label is one line"),
+        ("replicas 0 memory_utilization", 0.0, "fraction of 1"),
+        ("replicas 0 memory_utilization", -1, "fraction of 1"),
+        ("replicas 0 memory_utilization", 5.0, "fraction of 1"),
+        ("replicas 0 memory_utilization", 0.95, "at most the engine's fraction"),
+        ("replicas 0 kv_cache_bytes", -4, "KV cache"),
+        ("predictions max_context", -5, "a prediction is positive"),
+        ("predictions max_concurrency", 0, "a prediction is positive"),
+        ("predictions ttft_s", -1.0, "a prediction is positive"),
+        ("predictions uncertainty", -0.1, "uncertainty is never negative"),
+        ("model name", "", "a model has a name"),
+        ("model name", "a\0b", "no NUL"),
+        ("model name", "--trust-remote-code", "starts with no dash"),
+        ("model max_context", 0, "context is positive"),
+    ],
+)
+def test_so_is_every_part_of_it(path: str, value: object, says: str) -> None:
+    """Else the engine would be given `--device-ids -1,-2`, or a flag for a model, or a traceback would answer."""
+    told = json.loads(encode_plan(replace(small("any"), alternatives=())))
+    *way, last = (int(key) if key.isdigit() else key for key in path.split())
+    part = told
+    for key in way:
+        part = part[key]
+    part[last] = value
+    with pytest.raises(UsageError, match=says):
+        decode_plan(json.dumps(told).encode(), where="plan.json")
+
+
+def test_no_stage_is_without_memory() -> None:
+    told = json.loads(encode_plan(replace(small("any"), alternatives=())))
+    told["memory"] = [dict.fromkeys(told["memory"][0], 0)]
+    with pytest.raises(UsageError, match="every stage has memory"):
         decode_plan(json.dumps(told).encode(), where="plan.json")

@@ -230,6 +230,17 @@ def test_container_without_infiniband_still_has_ethernet(tree: Tree) -> None:
     assert [w.code for w in joined.warnings] == ["gpu-not-in-sysfs"]
 
 
+@pytest.mark.parametrize("above", ["master", "upper_br0", "upper_eth0.100"])
+def test_a_part_of_a_bond_bridge_or_vlan_is_no_interface_to_open_sockets_on(tree: Tree, above: str) -> None:
+    home = tree.pci("pci0000:00/0000:00:1c.0/0000:02:00.0", kind=NETWORK)
+    tree.interface("eth0", home)
+    assert [nic.interface for nic in read_host(tree.root).nics] == ["eth0"]
+    tree.link(f"{home}/net/eth0/{above}", "sys/devices/virtual/net/above")
+    assert [(nic.name, nic.interface) for nic in read_host(tree.root).nics] == [("eth0", None)]
+    tree.rdma("mlx5_bond_0", home)
+    assert [(nic.name, nic.interface) for nic in read_host(tree.root).nics] == [("mlx5_bond_0", None)]
+
+
 def test_a_laptop_without_sysfs_gives_empty_facts(tree: Tree) -> None:
     host = read_host(tree.root / "nowhere")
     assert host == HostFacts()

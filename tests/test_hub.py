@@ -58,6 +58,23 @@ def test_a_directory_or_a_file(tmp_path: Path) -> None:
     assert load_model(str(write(tmp_path / "meta--tiny.json"))).name == "meta/tiny"
 
 
+@pytest.mark.parametrize("name", ["sft--v2", "-m--x", "--trust-remote-code", "org--name"])
+def test_a_folder_is_served_from_where_it_lies_whatever_its_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not as somebody's repository sft/v2, nor as a flag."""
+    monkeypatch.chdir(tmp_path)
+    folder = write(tmp_path / name / "config.json").parent
+    for told in (f"./{name}", f"./{name}/", f"./{name}/config.json", str(folder)):
+        assert load_model(told).name == str(folder)
+
+
+@pytest.mark.parametrize("name", ["-m--x", "--x", "x--", "a--b--c", "a--..b", "two words--x", "plain"])
+def test_a_file_whose_name_is_no_repository_is_served_from_where_it_lies(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / f"{name}.json")
+    assert load_model(str(path)).name == str(path)
+
+
 def test_quantisation_from_the_file_beside(tmp_path: Path) -> None:
     write(tmp_path / "m" / "config.json")
     told = {"quant_algo": "FP8", "exclude_modules": ["lm_head"]}

@@ -512,7 +512,22 @@ def test_a_node_without_a_part_says_so(engines: Engines, tmp_path: Path, fake_ma
     assert "no process to start" in ended.err
 
 
-def test_a_name_with_a_nul_is_refused(engines: Engines, tmp_path: Path) -> None:
+def test_a_word_with_a_nul_is_refused(engines: Engines, tmp_path: Path) -> None:
     decided = plan(Survey(cluster_of(node_of(8, 80, "all"))), llama_70b(), Workload(), engine_traits("vllm"))
-    saved(replace(decided, model=replace(decided.model, name="a\0b")), tmp_path)
+    saved(replace(decided, uses_mig=True, gpu_uuids=(("MIG-1\0",) * 8,)), tmp_path)
     refused(run(engines, tmp_path, "--dry-run"), 2, "NUL")
+
+
+def test_no_other_gpus_are_started_than_those_that_are_looked_at(
+    engines: Engines, tmp_path: Path, fake_machine: FakeMachine
+) -> None:
+    """The machine is checked by gpu_order, and the engine is started on what the replicas name."""
+    here = fake_machine(hgx_h100())
+    planned_on(here, tmp_path, "llama-3.1-8b", "--gpus", "2", "--objective", "latency")
+    told = json.loads((tmp_path / "plan.json").read_text())
+    for stage in told["replicas"][0]["stages"]:
+        for ref in stage:
+            ref["gpu"] += 6
+    (tmp_path / "plan.json").write_text(json.dumps(told))
+    refused(run(engines, tmp_path, **here), 2, "gpu_order")
+    assert engines.told() == []

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import re
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +17,12 @@ pytest.importorskip("kubernetes_validate", reason="kubernetes-validate not insta
 import click
 import yaml
 from builders import dense
-from command import environment, wirelore
+from cluster_plans import CASES, EVERYTHING, Manifest, decided_case, engine_of, init_of, manifests, pod_of, pods
 from crd_shapes import FOLDER, SPECS, published
 from engine_plans import LATENCY, named
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from manifest_faults import VERSIONS, Manifest, faults, pods
-from stub_engine import AWKWARD
+from manifest_faults import VERSIONS, faults
 
 from configgen.cli.root import wirelore as root
 from configgen.decide import plan
@@ -36,51 +32,15 @@ from configgen.deploy.kubernetes import kubernetes_files
 from configgen.deploy.service import Wishes, name_of
 from configgen.deploy.slurm import slurm_files
 from configgen.deploy.systemd import systemd_files
-from configgen.document import encode_plan
 from configgen.engines.launcher import launch_of
 from configgen.engines.rules import engine_traits
-from configgen.hub import load_model
-from configgen.plan import Limits, Objective, Plan, Site, Workload
+from configgen.plan import Limits, Plan, Site
 from probe.errors import UsageError
 from probe.measurement import Survey
 from probe.sources.machines import machine
 
 GOLDEN = Path(__file__).parent / "golden" / "deploy"
-FULL = Workload(objective=Objective.THROUGHPUT, concurrency=512, assumed=("input_tokens", "output_tokens"))
-ASSUMED = replace(LATENCY, assumed=("input_tokens", "output_tokens", "concurrency"))
-CASES = {
-    "pairs": ("3090-bridges-4", "qwen3-32b", ASSUMED, "vllm"),
-    "servers": ("hgx-h100", "mixtral-8x7b", FULL, "vllm"),
-    "sglang": ("l40s-8", "llama-3.1-70b", ASSUMED, "sglang"),
-    "trtllm": ("hgx-h100", "llama-3.1-70b", ASSUMED, "trtllm"),
-    "nodes": ("2xhgx-h100", "llama-3.1-405b", ASSUMED, "vllm"),
-    "nodes-sglang": ("4xhgx-h100", "llama-3.1-405b", ASSUMED, "sglang"),
-    "nvlink-domain": ("gb200-nvl72", "deepseek-v3", FULL, "vllm"),
-}
-EVERYTHING = Wishes(
-    name="own-name",
-    namespace="serving",
-    image="registry.example.org/tools/wirelore:1.2@sha256:" + "0" * 64,
-    engine_image="registry.example.org/vllm:9",
-    model_claim="models",
-    token_secret="hub",
-    runtime_class="nvidia",
-    rdma="nvidia.com/rdma_shared",
-    read_only_root=True,
-)
-NAMES = [*AWKWARD, "a$$b $$(x) $$$(y)$", "y", "0x1F", "1e3", "null", "~", "- a: b", "a" * 300]
 KINDS = (None, "deployment", "lws", "jobset", "kserve", "rayservice", "llm-d")
-
-
-@cache
-def decided_case(case: str) -> Plan:
-    name, model, workload, engine = CASES[case]
-    return plan(Survey(machine(name)), load_model(model, offline=True), workload, engine_traits(engine))
-
-
-def manifests(decided: Plan, kind: str | None = None, wishes: Wishes | None = None) -> dict[str, list[Manifest]]:
-    files = kubernetes_files(decided, launch_of(decided), wishes or Wishes(), kind)
-    return {name: list(yaml.safe_load_all(text)) for name, text in files.items()}
 
 
 def has_no_kind(case: str, kind: str | None) -> bool:
@@ -154,18 +114,6 @@ def _containers(decided: Plan) -> list[Manifest]:
 
 
 Spoil = Callable[[Manifest], None]
-
-
-def engine_of(manifest: Manifest) -> Manifest:
-    return next(iter(pods(manifest)))["containers"][0]  # type: ignore[no-any-return]
-
-
-def init_of(manifest: Manifest) -> Manifest:
-    return next(iter(pods(manifest)))["initContainers"][0]  # type: ignore[no-any-return]
-
-
-def pod_of(manifest: Manifest) -> Manifest:
-    return next(iter(pods(manifest)))
 
 
 MISTAKES: dict[str, tuple[str, str | None, Spoil]] = {
@@ -268,114 +216,6 @@ def _templates(value: Any) -> list[Manifest]:
     return own + [found for item in value.values() for found in _templates(item)]
 
 
-def kubelet(words: list[str]) -> list[str]:
-    """Commands and arguments as a kubelet reads them: $(NAME) from the environment, $$ one $, any other $ itself."""
-
-    def read(found: re.Match[str]) -> str:
-        assert found[0][1:2] != "(", "a variable would be filled in"
-        return "$"
-
-    return [re.sub(r"\$(?:\$|\([^)]*\))?", read, word) for word in words]
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kind", [None, "lws", "kserve", "rayservice", "llm-d"])
-def test_no_name_is_read_by_kubernetes(name: str, kind: str | None) -> None:
-    decided = named(decided_case("pairs"), name)
-    for documents in manifests(decided, kind).values():
-        for document in documents:
-            assert faults(document) == []
-            for pod in pods(document):
-                for container in pod.get("initContainers", []):
-                    assert kubelet(container["args"])[-2:] == ["--", name]
-    if kind == "rayservice":
-        served = yaml.safe_load(manifests(decided, kind)["rayservice.yaml"][0]["spec"]["serveConfigV2"])
-        (model,) = served["applications"][0]["args"]["llm_configs"]
-        assert model["model_loading_config"] == {"model_id": name, "model_source": name}
-    if kind == "llm-d":
-        (values,) = manifests(decided, kind)["llm-d-values.yaml"]
-        assert "{{" not in json.dumps([values["modelArtifacts"]["name"], values["modelArtifacts"]["uri"]])
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_no_name_is_read_by_compose(name: str) -> None:
-    decided = named(decided_case("servers"), name)
-    document = yaml.safe_load(compose_files(decided, launch_of(decided), Wishes())["compose.yaml"])
-    word = document["services"]["probe-0"]["command"][-1]
-    assert re.sub(r"\$\$", "", word).count("$") == 0, "a variable would be filled in"
-    assert word.replace("$$", "$") == name
-
-
-STUB_SRUN = """#!/bin/sh
-while case "$1" in --*) true ;; *) false ;; esac; do shift; done
-for node in 0 1; do SLURM_NODEID=$node "$@" || exit; done
-"""
-STUB_WIRELORE = """#!/usr/bin/env python3
-import json, os, sys
-folder = sys.argv[sys.argv.index("--folder") + 1]
-os.makedirs(folder)
-with open(folder + "/told", "w") as file:
-    json.dump(sys.argv[1:], file)
-with open(folder + "/start", "w") as file:
-    file.write('#!/bin/sh\\necho started "$@" > ' + folder + "/started\\n")
-os.chmod(folder + "/start", 0o755)
-"""
-
-
-@pytest.mark.parametrize("name", [*AWKWARD, "meta-llama/Llama-3.1-405B"])
-def test_the_batch_script_plans_on_every_node_and_starts_each_part(tmp_path: Path, name: str) -> None:
-    decided = named(decided_case("nodes-sglang"), name)
-    stubs = tmp_path / "bin"
-    stubs.mkdir()
-    for program, text in (("srun", STUB_SRUN), ("wirelore", STUB_WIRELORE)):
-        (stubs / program).write_text(text)
-        (stubs / program).chmod(0o755)
-    (tmp_path / "job.sbatch").write_text(slurm_files(decided, launch_of(decided), Wishes())["job.sbatch"])
-    work = tmp_path / "work"
-    work.mkdir()
-    environ = environment(PATH=f"{stubs}:{os.environ['PATH']}", SLURM_JOB_ID="7", TMPDIR=str(tmp_path))
-    command = ["bash", "../job.sbatch"]
-    ended = subprocess.run(command, cwd=work, env=environ, capture_output=True, text=True, timeout=20, check=False)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
-    for node in ("0", "1"):
-        folder = tmp_path / "wirelore-7" / node
-        told = json.loads((folder / "told").read_text())
-        assert told[:3] == ["init", "--folder", str(folder)]
-        assert told[-2:] == ["--", name]
-        assert told[told.index("--nodes") + 1] == str(len(decided.replicas) * len(decided.replicas[0].nodes))
-        assert (folder / "started").read_text() == "started --host 0.0.0.0\n"
-    assert list(work.iterdir()) == [], "a name was run as a command"
-
-
-def systemd_words(line: str) -> list[str]:
-    """A command line of a unit, as systemd.service(5) and systemd.syntax(7) say that it is read."""
-    words = []
-    for quoted, plain in re.findall(r'"((?:[^"\\]|\\.)*)"|(\S+)', line):
-        raw = re.sub(rb"\\x([0-9a-f]{2})|\\(.)", _unescaped, (quoted or plain).encode())
-        words.append(raw.decode().replace("%%", "%").replace("$$", "$"))
-    return words
-
-
-def _unescaped(found: re.Match[bytes]) -> bytes:
-    return bytes([int(found[1], 16)]) if found[1] else found[2]
-
-
-@pytest.mark.parametrize("name", [*AWKWARD, "%n %i 100%", "Qwen/Qwen3-32B"])
-def test_no_name_is_read_by_systemd(tmp_path: Path, name: str) -> None:
-    decided = named(decided_case("nodes"), name)
-    files = systemd_files(decided, launch_of(decided), Wishes())
-    assert len(files) == 2
-    for rank, (unit, text) in enumerate(sorted(files.items())):
-        (line,) = [line for line in text.splitlines() if line.startswith("ExecStartPre=")]
-        assert systemd_words(line)[-2:] == ["--", name]
-        assert f"\nEnvironment=WORLD_SIZE=2 RANK={rank} MASTER_ADDR=node0\n" in text
-        (tmp_path / unit).write_text(text)
-        if Path("/usr/bin/systemd-analyze").exists():
-            command = ["systemd-analyze", "verify", str(tmp_path / unit)]
-            ended = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-            assert unit not in ended.stderr
-
-
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(
     st.recursive(
@@ -394,52 +234,6 @@ def test_any_data_reads_back_from_yaml_as_it_was(data: Any) -> None:
 @settings(derandomize=True, deadline=None)
 def test_every_model_gets_a_name_that_kubernetes_takes(model: str) -> None:
     assert re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", name_of(model))
-
-
-SECRET = "hunter2-do-not-tell"
-
-
-@pytest.mark.parametrize("target", ["kubernetes", "slurm", "systemd", "compose"])
-def test_no_secret_of_the_environment_is_written(tmp_path: Path, target: str) -> None:
-    (tmp_path / "plan.json").write_bytes(encode_plan(decided_case("servers")))
-    planted = {"HF_TOKEN": SECRET, "AWS_SECRET_ACCESS_KEY": SECRET, "WIRELORE_TOKEN": SECRET, "MASTER_ADDR": SECRET}
-    ended = wirelore("emit", "plan.json", "--target", target, "-o", "out", cwd=tmp_path, environ=planted)
-    assert ended.code == 0, ended.err
-    written = [path.read_text() for path in (tmp_path / "out").iterdir()]
-    assert written
-    assert SECRET not in "".join(written) + ended.out + ended.err
-
-
-def test_a_token_is_named_and_never_written() -> None:
-    manifest = manifests(decided_case("pairs"), None, Wishes(token_secret="hub"))["deployment.yaml"][0]
-    for container in (init_of(manifest), engine_of(manifest)):
-        (token,) = [v for v in container["env"] if v["name"] == "HF_TOKEN"]
-        assert token == {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}
-
-
-REFUSED = {
-    "deployment-of-nodes": ("nodes", ["--target", "kubernetes", "--kind", "deployment"], "--kind lws"),
-    "compose-of-nodes": ("nodes", ["--target", "compose"], "kubernetes, slurm or shell"),
-    "kserve-of-sglang": ("sglang", ["--target", "kubernetes", "--kind", "kserve"], "--engine vllm"),
-    "ray-with-attention-dp": ("nvlink-domain", ["--target", "kubernetes", "--kind", "rayservice"], "--kind lws"),
-    "name": ("pairs", ["--target", "kubernetes", "--name", "A b"], "lower-case"),
-    "namespace": ("pairs", ["--target", "kubernetes", "--namespace", "a\nb"], "lower-case"),
-    "image": ("pairs", ["--target", "kubernetes", "--image", "a b"], "REGISTRY/NAME:TAG"),
-    "claim": ("pairs", ["--target", "kubernetes", "--model-claim", "../x"], "lower-case"),
-    "rdma": ("pairs", ["--target", "kubernetes", "--rdma", "mlx5_0"], "rdma/ib"),
-    "kind-elsewhere": ("pairs", ["--target", "slurm", "--kind", "lws"], "no place for --kind"),
-    "image-elsewhere": ("pairs", ["--target", "shell", "--image", "x/y"], "no place for --image"),
-}
-
-
-@pytest.mark.parametrize("refused", REFUSED)
-def test_what_a_target_cannot_be_is_refused_with_a_cure(tmp_path: Path, refused: str) -> None:
-    case, words, says = REFUSED[refused]
-    (tmp_path / "plan.json").write_bytes(encode_plan(decided_case(case)))
-    ended = wirelore("emit", "plan.json", *words, "-o", "out", cwd=tmp_path)
-    assert (ended.code, ended.out) == (2, "")
-    assert says in ended.err.replace("\n", " ")
-    assert not (tmp_path / "out").exists()
 
 
 def test_training_engines_have_no_pod() -> None:

@@ -162,7 +162,7 @@ def test_the_cache_is_what_the_fullest_stage_has_left() -> None:
     assert int(value(process, "--inference-dynamic-batching-max-requests")) % step == 0
 
 
-@pytest.mark.parametrize("name", [" ".join(AWKWARD), "--trust-remote-code"])
+@pytest.mark.parametrize("name", [" ".join(AWKWARD), "/models/--trust-remote-code"])
 def test_no_name_is_read_by_the_shell(tmp_path: Path, name: str) -> None:
     decided = named(planned(MEGATRON, llama_70b(), H100), name)
     (record,) = started(decided, megatron_launch(decided), tmp_path, "torchrun", **TOLD)

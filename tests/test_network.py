@@ -46,7 +46,7 @@ def variables(launch: Launch, process: int = 0) -> dict[str, str]:
     return {v.name: v.value for v in launch.processes[process].environment}
 
 
-@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "megatron"])
 def test_a_replica_over_two_nodes_gets_the_nics_nearest_to_its_gpus(engine: str) -> None:
     two = replace(cluster_of(rail_node(), rail_node()), provenance=READ)
     for process in (0, 1):
@@ -70,6 +70,63 @@ def test_names_that_nobody_read_and_ethernet_devices_are_not_told() -> None:
 
 def test_within_one_node_the_network_is_nobodys_business() -> None:
     assert "NCCL_IB_HCA" not in variables(alone())
+    assert "NCCL_SOCKET_IFNAME" not in variables(alone())
+    assert not [note for note in alone().notes if "IFNAME" in note]
+
+
+def linked(*interfaces: str, layer: str = "Ethernet", state: str = "up") -> Node:
+    """A rail node that has these network interfaces as well."""
+    node = rail_node()
+    own = tuple(Nic(name, link_layer=layer, state=state, interface=name) for name in interfaces)
+    return replace(node, shape=replace(node.shape, nics=(*node.shape.nics, *own)))
+
+
+SPANNING = {"vllm": "VLLM_HOST_IP", "sglang": "SGLANG_HOST_IP", "megatron": None, "trtllm": None}
+"""Engines whose replicas span nodes, and their own variable for a node's address."""
+
+
+@pytest.mark.parametrize("engine", SPANNING)
+def test_sockets_open_on_the_only_interface_that_there_is(engine: str) -> None:
+    launch = launched(replace(cluster_of(linked("eno1"), linked("eno1")), provenance=READ), engine)
+    for process in range(len(launch.processes)):
+        told = variables(launch, process)
+        assert (told["NCCL_SOCKET_IFNAME"], told["GLOO_SOCKET_IFNAME"]) == ("=eno1", "eno1")
+    assert not [note for note in launch.notes if "IFNAME" in note]
+
+
+def test_each_node_has_its_own_interface_and_mpirun_has_one_environment_for_all() -> None:
+    two = replace(cluster_of(linked("eno1"), linked("ens3")), provenance=READ)
+    launch = launched(two)
+    assert [variables(launch, p)["GLOO_SOCKET_IFNAME"] for p in (0, 1)] == ["eno1", "ens3"]
+    (told,) = (variables(launched(two, "trtllm"), 0),)
+    assert "GLOO_SOCKET_IFNAME" not in told
+    assert told["NCCL_IB_HCA"].count("mlx5_") == 8, "what is the same on both is told"
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        linked("eno1", "eno2"),
+        linked("ib0", layer="InfiniBand"),  # few give it an address
+        linked("eno1", state="down"),
+        linked("eno1", state=""),
+        rail_node(),
+    ],
+)
+@pytest.mark.parametrize("engine", SPANNING)
+def test_where_nobody_knows_the_interface_a_note_says_what_to_set(engine: str, node: Node) -> None:
+    launch = launched(replace(cluster_of(node, node), provenance=READ), engine)
+    assert all("IFNAME" not in v.name for process in launch.processes for v in process.environment)
+    (note,) = [note for note in launch.notes if "NCCL_SOCKET_IFNAME" in note]
+    assert "GLOO_SOCKET_IFNAME" in note
+    assert ("(eno1, eno2)" in note) == (len(node.shape.nics) == 10)
+    assert [name for name in SPANNING.values() if name and name in note] == [n for n in (SPANNING[engine],) if n]
+    assert all("HOST_IP" not in v.name for process in launch.processes for v in process.environment)
+
+
+def test_interfaces_of_a_described_machine_are_not_told() -> None:
+    told = launched(cluster_of(linked("eno1"), linked("eno1")))
+    assert "NCCL_SOCKET_IFNAME" not in variables(told)
 
 
 def test_nvlink_across_nodes_needs_shared_memory_over_it() -> None:

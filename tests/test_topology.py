@@ -53,6 +53,8 @@ def test_fast_fabrics_come_before_every_pcie_level_and_more_links_before_fewer()
         (lambda: NodeShape((Gpu(1),), ()), "numbered 0..n-1"),
         (lambda: NodeShape((Gpu(0), Gpu(1)), ()), "2 GPUs have 1 pairs"),
         (lambda: NodeShape((), (), (Nic("a"), Nic("a"))), "unique"),
+        (lambda: GpuRef(-1, 0), "counted from 0"),
+        (lambda: GpuRef(0, -1), "counted from 0"),
         (lambda: NodeShape((Gpu(0, nearest_nics=("mlx5_9",)),), (), (Nic("mlx5_0"),)), "nearest NIC"),
         (lambda: Node(shape_of(NV4), (GpuState(),)), "one state per GPU"),
         (lambda: Node(shape_of(NV4), (GpuState(uuid="GPU-1"), GpuState(uuid="GPU-1"))), "UUIDs are unique"),

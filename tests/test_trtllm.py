@@ -77,7 +77,7 @@ def test_one_line_says_the_sizes_where_the_indices_are_in_order(tmp_path: Path) 
     assert words[:4] == ("--tp_size", "8", "--gpus_per_node", "8")
     (tmp_path / "plan.json").write_bytes(encode_plan(decided))
     assert wirelore("emit", "plan.json", "--target", "flags", cwd=tmp_path).data() == " ".join(words) + "\n"
-    assert trtllm_launch(replace(decided, model=replace(decided.model, name="--x"))).one_line == words
+    assert trtllm_launch(replace(decided, model=replace(decided.model, name="x"))).one_line == words
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,8 @@ def test_nodes_whose_gpus_stand_in_another_order_are_refused() -> None:
     (replica,) = decided.replicas
     stages = (replica.stages[0], replica.stages[1][::-1])
     with pytest.raises(NoPlanError, match="one CUDA_VISIBLE_DEVICES"):
-        trtllm_launch(replace(decided, replicas=(replace(replica, stages=stages),)))
+        order = (decided.gpu_order[0], decided.gpu_order[1][::-1])
+        trtllm_launch(replace(decided, replicas=(replace(replica, stages=stages),), gpu_order=order))
 
 
 def test_experts_and_attention_dp() -> None:
@@ -199,7 +200,7 @@ def test_the_cache_is_never_more_than_the_plans(total: int, twentieths: int, nee
         assert cache >= budget - 0.0011 * total, "where nobody else uses the GPU it is the plan's budget"
 
 
-@pytest.mark.parametrize("name", [" ".join(AWKWARD), "--trust-remote-code"])
+@pytest.mark.parametrize("name", [" ".join(AWKWARD), "/models/--trust-remote-code"])
 def test_no_name_is_read_by_the_shell(tmp_path: Path, name: str) -> None:
     decided = named(planned(TRT, llama_70b(), H100), name)
     (record,) = started(decided, trtllm_launch(decided), tmp_path, "trtllm-serve")

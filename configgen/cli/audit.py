@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from configgen.audited import Audited
     from configgen.model import ModelSpec
     from configgen.plan import Plan
+    from configgen.report.table import Line
 
 _FORMATS = ("text", "json", "svg", "html", "markdown", "junit", "prometheus")
 _SUFFIXES = {
@@ -49,6 +50,14 @@ class _Judged:
 @click.option("--baseline", metavar="SRC", help="Compare with this survey or audit: what has changed since.")
 @click.option("--model", metavar="MODEL", help="Show the plan for this model, too.")
 @click.option("--offline", is_flag=True, help="Never ask the Hugging Face hub about --model.")
+@click.option("--fleet", metavar="DIR|GLOB", help="Judge these surveys of many machines by each other instead.")
+@click.option("--keep", is_flag=True, help="Add this audit to the history of this machine: `wirelore history`.")
+@click.option(
+    "--history",
+    type=click.Path(path_type=Path, readable=False),
+    metavar="FILE",
+    help="The file that --keep adds to. [default: in $XDG_STATE_HOME/wirelore]",
+)
 @click.option("--strict", is_flag=True, help="End with 1 on a failure or a warning.")
 @click.option("--format", type=click.Choice(_FORMATS), help="Output. [default: as the suffix of -o says, else text]")
 @click.option(
@@ -70,6 +79,9 @@ def audit_command(
     baseline: str | None,
     model: str | None,
     offline: bool,
+    fleet: str | None,
+    keep: bool,
+    history: Path | None,
     strict: bool,
     format: str | None,
     output: Path | None,
@@ -78,6 +90,12 @@ def audit_command(
     form = format or (_SUFFIXES.get(output.suffix.lower(), "text") if output is not None else "text")
     # Whatever can be wrong with what was asked for is said before anything is measured.
     require_folder(output)
+    if fleet is not None:
+        from configgen.cli.fleet_audit import audit_fleet
+
+        if not audit_fleet(fleet, format=form, output=output) and strict:
+            ctx.exit(1)
+        return
     spec = _spec(model, offline)
     before = _before(baseline, sources)
     if measure:
@@ -97,6 +115,10 @@ def audit_command(
             failure = failure or error
     audited = _audited(judged, plan, _compared(before, judged.survey, sources))
     _show(audited, form, output, strict=strict)
+    if keep or history is not None:
+        from configgen.cli.history import keep_audit
+
+        keep_audit(audited, history)
     if failure is not None:
         raise failure
     if strict and not audited.passes:
@@ -184,9 +206,9 @@ def _audited(judged: _Judged, plan: Plan | None, compared: Comparison | None) ->
 def _show(audited: Audited, form: str, output: Path | None, *, strict: bool) -> None:
     if form == "text" and output is None:
         from configgen.report.audit import audit_lines
-        from configgen.report.terminal import print_lines
+        from configgen.report.terminal import columns, print_lines
 
-        print_lines(audit_lines(audited))
+        print_lines(audit_lines(audited, _picture(audited, columns())))
         return
     put(_written(audited, form, strict=strict), output)
     if output is not None:
@@ -222,4 +244,18 @@ def _written(audited: Audited, form: str, *, strict: bool) -> bytes:
         return prometheus(audited).encode()
     from configgen.report.audit import audit_lines
 
-    return "".join(f"{line.text}\n" for line in audit_lines(audited)).encode()
+    return "".join(f"{line.text}\n" for line in audit_lines(audited, _picture(audited))).encode()
+
+
+def _picture(audited: Audited, columns: int | None = None) -> list[Line]:
+    """The machine in characters; nothing where it is broader than the lines, for a picture does not wrap."""
+    from configgen.report.drawing import draw
+    from configgen.report.sketch import sketch
+
+    drawing = draw(audited.survey, audited.plan)
+    if columns is not None and drawing.width > columns:
+        return []
+    lines = sketch(drawing)
+    while lines and not lines[-1].text:
+        del lines[-1]
+    return lines

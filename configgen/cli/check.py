@@ -11,7 +11,7 @@ import click
 
 from configgen.checked import Check
 from configgen.cli.options import Sources, output_option, put, source_options
-from configgen.launch import Launch
+from configgen.launch import Given, Launch, Process
 from configgen.plan import Objective, Workload
 from probe.errors import UsageError, one_line
 
@@ -131,5 +131,16 @@ def _options_file(name: str) -> Mapping[str, object]:
 def _json(checked: Check, launch: Launch | None) -> bytes:
     from configgen.check_document import encode_check
 
-    commands = [] if launch is None else [shlex.join(map(str, process.argv)) for process in launch.processes]
-    return encode_check(checked, tuple(commands))
+    return encode_check(checked, tuple(map(_typed, launch.processes)) if launch is not None else ())
+
+
+def _typed(process: Process) -> str:
+    """As a person types it: its variables before it, and what only the start knows left to the shell."""
+    variables = (f"{v.name}={shlex.quote(v.value)}" for v in process.environment)
+    return " ".join((*variables, *map(_quoted, process.argv)))
+
+
+def _quoted(word: str) -> str:
+    if isinstance(word, Given):
+        return f'"${{{word.name}}}"' + (shlex.quote(word.rest) if word.rest else "")
+    return shlex.quote(word)

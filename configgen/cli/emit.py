@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -15,7 +16,7 @@ from configgen.engines.rules import engine_traits
 from configgen.launch import Launch
 from configgen.plan import Plan
 from probe.errors import UsageError, one_line
-from probe.units import count
+from probe.units import count, some
 
 if TYPE_CHECKING:
     from configgen.deploy.service import Wishes
@@ -56,6 +57,9 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_asked
 
 
+_HEAD_BYTES = 8192
+
+
 @click.command("emit")
 @click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path, readable=False))
 @click.option("--engine", metavar="NAME[@VERSION]", help="The engine that the plan must be for; others need their own.")
@@ -90,8 +94,13 @@ def emit_command(plan_file: Path, engine: str | None, target: str, asked: dict[s
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot make {output}: {error.strerror}", cure="Name a folder you can write to.") from error
+    if left := _left(output, files, target):
+        raise UsageError(
+            f"{output} has {some(left, 4)} of another plan, which would start beside this one",
+            cure=f"Remove {'it' if len(left) == 1 else 'them'}, or name another folder.",
+        )
     for name, text in files.items():
-        write_atomically(output / name, text.encode())
+        write_atomically(output / name, text.encode(), executable=name.endswith(".sh"))
     click.echo(f"wrote {count(len(files), 'file')} into {one_line(str(output))}", err=True)
 
 
@@ -137,6 +146,34 @@ def _note_placeholders(target: str, wishes: Wishes) -> None:
     ]
     if missing and target in ("kubernetes", "compose"):
         note(f"image names stand for your own: give {' and '.join(missing)}")
+
+
+_NAMES = {
+    "shell": r"node[0-9]+\.sh|replica[0-9]+\.yaml|proxy\.conf",
+    "yaml": r"(node[0-9]+-)?replica[0-9]+\.yaml",
+    "env": r"node[0-9]+-replica[0-9]+\.env",
+    "json": "launch.json",
+    "kubernetes": r"(deployment|leaderworkerset|llminferenceservice|rayservice)\.yaml",
+    "slurm": r"job\.sbatch",
+    "compose": r"compose\.yaml|proxy\.conf",
+    "systemd": r"[a-z0-9-]+\.service",
+}
+"""What the files of a target are called."""
+
+
+def _left(folder: Path, files: dict[str, str], target: str) -> list[str]:
+    """Files of this target that an earlier plan left there and this one would not replace; a person's own are none."""
+    try:
+        names = sorted(path.name for path in folder.iterdir() if path.name not in files and path.is_file())
+        named = [name for name in names if re.fullmatch(_NAMES[target], name)]
+        return [name for name in named if _is_ours(folder / name)]
+    except OSError:  # a folder that may be written and not read
+        return []
+
+
+def _is_ours(path: Path) -> bool:
+    with path.open("rb") as file:
+        return b", written by wirelore" in file.read(_HEAD_BYTES)
 
 
 def _files(launch: Launch, target: str) -> dict[str, str]:

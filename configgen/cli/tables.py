@@ -31,7 +31,9 @@ def machines_command() -> None:
 
 @click.command("schema")
 @click.argument(
-    "document", type=click.Choice(["topology", "survey", "plan", "comparison", "check", "audit"]), default="topology"
+    "document",
+    type=click.Choice(["topology", "survey", "plan", "comparison", "check", "audit", "history", "fleet"]),
+    default="topology",
 )
 def schema_command(document: str) -> None:
     """Print the JSON Schema of a document."""
@@ -39,6 +41,8 @@ def schema_command(document: str) -> None:
     from configgen.check_document import check_schema
     from configgen.compare_document import comparison_schema
     from configgen.document import plan_schema
+    from configgen.fleet_document import fleet_schema
+    from configgen.history_document import history_schema
     from probe.store import survey_schema, to_json, topology_schema
 
     schemas = {
@@ -48,5 +52,7 @@ def schema_command(document: str) -> None:
         "comparison": comparison_schema,
         "check": check_schema,
         "audit": audit_schema,
+        "history": history_schema,
+        "fleet": fleet_schema,
     }
     click.echo(to_json(schemas[document]()), nl=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from configgen.launch import ConfigFile, Given, Launch, Process, Setting, Value
+from configgen.launch import VISIBLE, ConfigFile, Given, Launch, Process, Setting, Value
 from configgen.templates import shell_word
 from probe.errors import UsageError, one_line
 
@@ -73,8 +73,9 @@ def _start(process: Process, words: tuple[str, ...], file: ConfigFile) -> str:
     """How to start with the file, as a comment; where none can hold the words as they are, who can."""
     if file.name.endswith(".json"):
         return ""
+    cleared = ["env", "-u", VISIBLE] if process.counts_all_gpus else []
     variables = [f"{v.name}={shell_word(v.value)}" for v in process.environment]
-    line = " ".join([*variables, *map(shell_word, words)])
+    line = " ".join([*cleared, *variables, *map(shell_word, words)])
     return f"# {line}\n" if one_line(line, 2000) == line else "# Start it as `wirelore emit --target shell` does.\n"
 
 

@@ -8,15 +8,16 @@ from configgen.deploy.blocks import Lines, Said, yaml_text
 from configgen.deploy.config import flag_settings
 from configgen.deploy.kubernetes import compute_domain
 from configgen.deploy.pod import (
-    CACHE,
     CLAIM,
     Data,
     container_security,
     devices,
+    environment,
     labels,
     metadata,
     pod_basics,
     pod_spec,
+    shared_mounts,
 )
 from configgen.deploy.service import REGISTRY, Service, Wishes
 from configgen.launch import Launch
@@ -70,17 +71,18 @@ def ray_service(service: Service, plan: Plan, launch: Launch, wishes: Wishes) ->
         raise UsageError("Ray Serve has an application of its own for attention-DP", cure="Use --kind lws.")
     image = wishes.engine_image or f"{REGISTRY}/ray-llm:{RAY_VERSION}"
     security = container_security(service, wishes)
-    mounts = [{"name": "shm", "mountPath": "/dev/shm"}, {"name": "cache", "mountPath": CACHE}]  # noqa: S108
-    common = {"image": image, "securityContext": security, "volumeMounts": mounts}
-    home = [{"name": "HOME", "value": CACHE}, {"name": "HF_HOME", "value": f"{CACHE}/huggingface"}]
-    spec = pod_spec(service, wishes)  # for its volumes, and its word on folders
+    common = {
+        "image": image,
+        "env": environment(wishes),
+        "securityContext": security,
+        "volumeMounts": shared_mounts(service, wishes),
+    }
+    spec = pod_spec(service, wishes)
     pod = {**pod_basics(wishes), "volumes": [v for v in spec["volumes"] if v["name"] != "plan"]}
-    if service.is_folder:
-        mounts.append({"name": "model", "mountPath": service.model})
-    head = {**pod, "containers": [{"name": "ray-head", **common, "env": home, "ports": _ray_ports()}]}
+    head = {**pod, "containers": [{"name": "ray-head", **common, "ports": _ray_ports()}]}
     worker = {
         **pod,
-        "containers": [{"name": "ray-worker", **common, "env": home, "resources": devices(service, wishes)}],
+        "containers": [{"name": "ray-worker", **common, "resources": devices(service, wishes)}],
         **({k: v for k, v in spec.items() if k == "resourceClaims"}),
     }
     group = {
@@ -130,7 +132,7 @@ def llm_d_values(service: Service, plan: Plan, wishes: Wishes) -> Data:
         "replicas": service.replicas,
         Said("parallelism", "What was planned; the GPUs of a pod are those named under resources."): parallelism,
         "podSecurityContext": pod["securityContext"],
-        Said("extraConfig", "Neither container asks the cluster for anything."): {
+        Said("extraConfig", "It asks the cluster for nothing."): {
             "automountServiceAccountToken": False,
             **({"runtimeClassName": wishes.runtime_class} if wishes.runtime_class else {}),
         },
@@ -177,12 +179,12 @@ def _application(service: Service, plan: Plan, launch: Launch) -> Data:
     process = launch.processes[0]
     settings = {s.key.replace("-", "_"): s.value for s in flag_settings(process) if s.key not in _OF_A_NODE}
     settings.pop("model", None)
-    environment = {v.name: v.value for v in process.environment if v.name in _OF_EVERY_NODE}
+    variables = {v.name: v.value for v in process.environment if v.name in _OF_EVERY_NODE}
     model = {
         "model_loading_config": {"model_id": service.model, "model_source": service.model},
         "deployment_config": {"num_replicas": service.replicas},
         "engine_kwargs": {**settings, "distributed_executor_backend": "ray"},
-        **({"runtime_env": {"env_vars": environment}} if environment else {}),
+        **({"runtime_env": {"env_vars": variables}} if variables else {}),
     }
     application = {
         "name": "llm",

@@ -20,7 +20,7 @@ def pod_spec(service: Service, wishes: Wishes, *, serves: bool = True) -> Data:
     """The pod of one member of a group; `serves` is False for the members that answer no requests."""
     asked = devices(service, wishes)
     security = container_security(service, wishes)
-    environment = _environment(wishes)
+    told = environment(wishes)
     probe: Data = {
         Said(
             "name", "A plain init container: the GPUs it held are handed on to the engine, if the counts are equal."
@@ -28,13 +28,13 @@ def pod_spec(service: Service, wishes: Wishes, *, serves: bool = True) -> Data:
         "image": service.image,
         "command": ["wirelore", "init"],
         "args": kubernetes_words(["--folder", PLAN, *_nodes(service), *service.told]),
-        "env": environment,
+        "env": told,
         "resources": asked,
         "securityContext": security,
         Said(
             "terminationMessagePolicy", "Its summary is the termination message; its log, where it could write none."
         ): ("FallbackToLogsOnError"),
-        "volumeMounts": [_mount("plan", PLAN), *_shared_mounts(service, wishes)],
+        "volumeMounts": [_mount("plan", PLAN), *shared_mounts(service, wishes)],
     }
     engine: Data = {
         "name": "engine",
@@ -43,11 +43,11 @@ def pod_spec(service: Service, wishes: Wishes, *, serves: bool = True) -> Data:
             f"{PLAN}/start"
         ],
         **({"args": list(service.start_words)} if service.start_words else {}),
-        "env": environment,
+        "env": told,
         **(serving(service) if serves else {}),
         "resources": asked,
         "securityContext": security,
-        "volumeMounts": [{**_mount("plan", PLAN), "readOnly": True}, *_shared_mounts(service, wishes)],
+        "volumeMounts": [{**_mount("plan", PLAN), "readOnly": True}, *shared_mounts(service, wishes)],
     }
     return {
         **pod_basics(wishes),
@@ -62,7 +62,7 @@ def pod_basics(wishes: Wishes) -> Data:
     """What every pod of ours says of itself."""
     return {
         **({"runtimeClassName": wishes.runtime_class} if wishes.runtime_class else {}),
-        Said("automountServiceAccountToken", "Neither container asks the cluster for anything."): False,
+        Said("automountServiceAccountToken", "It asks the cluster for nothing."): False,
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": USER,
@@ -180,7 +180,8 @@ def _nodes(service: Service) -> list[str]:
     return ["--nodes", str(service.nodes)] if service.nodes > 1 else []
 
 
-def _environment(wishes: Wishes) -> list[Data]:
+def environment(wishes: Wishes) -> list[Data]:
+    """What init and engine are told: where to keep files, and whose token to take."""
     named = [{"name": "HOME", "value": CACHE}, {"name": "HF_HOME", "value": f"{CACHE}/huggingface"}]
     if wishes.token_secret is None:
         return named
@@ -194,7 +195,8 @@ def _environment(wishes: Wishes) -> list[Data]:
     ]
 
 
-def _shared_mounts(service: Service, wishes: Wishes) -> list[Data]:
+def shared_mounts(service: Service, wishes: Wishes) -> list[Data]:
+    """The volumes that every container has, whether it plans or serves."""
     mounts = [_mount("shm", "/dev/shm"), _mount("cache", CACHE)]  # noqa: S108 - a mount point
     if service.is_folder:
         mounts.append({**_mount("model", _folder(service, wishes)), "readOnly": True})

@@ -174,8 +174,8 @@ def heading(service: Service, *, images: bool = False) -> list[str]:
     group = f"{count(service.nodes, 'node')} with {count(service.gpus, 'GPU')} each"
     engine = f"{service.engine} {service.engine_version}"
     return [
-        f"{service.model} on {engine}: {count(service.replicas, 'replica')} of {group}",
-        "Written by wirelore; the plan itself is made where it runs, for the GPUs that are there.",
+        f"{service.model} on {engine}: {count(service.replicas, 'replica')} of {group}, written by wirelore",
+        "The plan itself is made where it runs, for the GPUs that are there.",
         *([service.image_note] if images and service.image_note else []),
         *(f"The plan is degraded: {reason}" for reason in service.degraded),
     ]

@@ -7,8 +7,6 @@ from configgen.deploy.proxy import proxy_file
 from configgen.launch import HERE, MEANINGS, Given, Launch, Process
 from configgen.templates import fill
 
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
-
 
 def shell_scripts(launch: Launch) -> dict[str, str]:
     """File name -> text: a script per node ('node0.sh', 'node1.sh' ...), and the files that it needs beside it."""
@@ -25,7 +23,7 @@ def shell_scripts(launch: Launch) -> dict[str, str]:
             needs_folder=HERE in given(processes),
             meanings=MEANINGS,
             needed=sorted(given(processes) - {HERE}),
-            counts_all_gpus=any(_VISIBLE not in {v.name for v in p.environment} for p in processes),
+            counts_all_gpus=any(process.counts_all_gpus for process in processes),
         )
         for node, processes in sorted(by_node.items())
     }

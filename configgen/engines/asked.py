@@ -6,7 +6,7 @@ A refusal is what the engine itself ends with, or waits for ever on; what it ign
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from configgen.engines.reading import Command
@@ -48,7 +48,7 @@ class Asked:
 
 def asked(command: Command, model: ModelSpec, gpus_per_node: int) -> Asked:
     """What this command would start for this model. Raises UsageError for what can't be judged here at all."""
-    told = Asked()
+    told = Asked(refused=list(command.refused))
     if command.number("prefill context parallelism") > 1:
         raise UsageError("prefill context parallelism is not judged here", cure="Give a command without it.")
     _ENGINES[command.engine](command, model, told, gpus_per_node)
@@ -58,8 +58,30 @@ def asked(command: Command, model: ModelSpec, gpus_per_node: int) -> Asked:
         told.require(len(layers) == pp, f"{count(len(layers), 'part')} of layers for {count(pp, 'stage')}")
         told.require(sum(layers) == model.layers, f"layers {_list(layers)} are {sum(layers)} of {model.layers}")
         told.require(min(layers) >= 1, "a stage has at least one layer")
-    told.notes += (f"{told_by} is not counted in the prediction" for told_by in _uncounted(command))
+    told.notes += (f"{told_by} is not counted in the prediction" for told_by in _uncounted(command, model))
     return told
+
+
+def as_told(command: Command, model: ModelSpec) -> ModelSpec:
+    """The model in the dtype that the command says: weights that are not quantised, cache and activations."""
+    if command.said.get("dtype") not in ("float32", "float"):
+        return model
+    return replace(model, dtype="float32", dtype_bytes=4)
+
+
+def lightened(command: Command, model: ModelSpec) -> tuple[str, ...]:
+    """What it says that takes weights off the GPUs and is not counted: no law of memory is certain beside it."""
+    return tuple(name for name in _uncounted(command, model) if name in _LIGHTER)
+
+
+def cached_otherwise(command: Command, model: ModelSpec) -> tuple[str, ...]:
+    """What it says that changes the room for the cache and is not counted: how much of it there is, is not certain."""
+    return tuple(name for name in _uncounted(command, model) if name in (*_LIGHTER, *_OTHER_CACHE))
+
+
+def burdened(command: Command, model: ModelSpec) -> tuple[str, ...]:
+    """What it says that takes memory and is not counted: that it fits is not certain."""
+    return tuple(name for name in _uncounted(command, model) if name in _HEAVIER)
 
 
 def traits_of(command: Command, traits: EngineTraits, attention_dp: int) -> EngineTraits:
@@ -104,6 +126,8 @@ def _vllm(c: Command, model: ModelSpec, told: Asked, gpus_per_node: int) -> None
         if spread and total == 1:
             told.ignored.append("--enable-expert-parallel: there is one GPU in a stage")
     gpus = tp * pp * dp
+    for refusal in (*_vllm_steps(c, model), *_vllm_context_parallel(c, model, tp)):
+        told.refused.append(f"vLLM refuses {refusal}")
     told.nodes = c.number("nnodes")
     told.require(
         told.nodes == 1 or executor in ("mp", "uni", "external_launcher"), f"vLLM refuses --nnodes with {executor!r}"
@@ -128,6 +152,29 @@ def _vllm(c: Command, model: ModelSpec, told: Asked, gpus_per_node: int) -> None
         told.notes.append("--master-addr is missing: the nodes meet only where it is 127.0.0.1's")
 
 
+def _vllm_steps(c: Command, model: ModelSpec) -> Iterator[str]:
+    """SchedulerConfig of vllm/config/scheduler.py; tokens that nobody says are 8,192 at most."""
+    tokens, most = _whole(c, "tokens"), _whole(c, "sequences")
+    if most is not None and (tokens or _MOST_TOKENS) < most:
+        yield f"--max-num-seqs {most}: a step has {tokens or _MOST_TOKENS:,} tokens, and each sequence needs one"
+    longest = _whole(c, "context") or model.max_context
+    if c.has("chunks off") and tokens is not None and longest is not None and tokens < longest:
+        yield f"prompts in one piece: a sequence may have {longest:,} tokens, and a step {tokens:,}"
+
+
+def _vllm_context_parallel(c: Command, model: ModelSpec, tp: int) -> Iterator[str]:
+    """--decode-context-parallel-size by vllm/config/{parallel,model}.py."""
+    dcp = c.number("decode context parallelism")
+    if tp % dcp:
+        yield f"decode context parallelism of {dcp}: TP is {tp}"
+    elif dcp > 1 and model.mla is None:
+        copies, shared = tp // model.kv_heads, model.attention_heads // model.kv_heads
+        if dcp > copies:
+            yield f"decode context parallelism of {dcp}: TP{tp} of {model.kv_heads} KV heads allows {max(1, copies)}"
+        elif shared % dcp:
+            yield f"decode context parallelism of {dcp}: {shared} heads share a KV head"
+
+
 def _vllm_devices(c: Command, told: Asked) -> tuple[str, ...] | None:
     """--device-ids counts inside CUDA_VISIBLE_DEVICES where both are there (EngineArgs._resolve_device_ids)."""
     visible, named = _visible(c, told), c.names("devices")
@@ -149,6 +196,9 @@ def _visible(c: Command, told: Asked) -> tuple[str, ...] | None:
     entries = c.names("visible devices")
     if entries is None:
         return None
+    if entries == ("",):
+        told.refused.append("CUDA_VISIBLE_DEVICES is empty: CUDA then shows no GPU")
+        return ()
     told.require(len(set(entries)) == len(entries), "CUDA_VISIBLE_DEVICES names a GPU twice: CUDA then shows none")
     wrong = next((i for i, entry in enumerate(entries) if not _ENTRY.fullmatch(entry)), None)
     if wrong is not None:
@@ -275,7 +325,13 @@ _ENGINES: dict[str, Callable[[Command, ModelSpec, Asked, int], None]] = {
     "megatron": _megatron,
 }
 
-_UNCOUNTED = ("KV dtype", "CPU offload", "speculation", "LoRA", "eager", "static fraction", "KV fraction", "KV bytes")
+_MOST_TOKENS = 8192
+"""--max-num-batched-tokens of a vLLM server by default, on the GPUs that have the most (get_batch_defaults)."""
+
+_LIGHTER = ("quantization at load", "CPU offload")
+_OTHER_CACHE = ("KV dtype", "KV bytes", "static fraction", "KV fraction")
+_HEAVIER = ("speculation", "LoRA")
+_UNCOUNTED = (*_OTHER_CACHE, "CPU offload", *_HEAVIER, "eager")
 
 _NCCL_UNCOUNTED = (
     *("NCCL_P2P_DISABLE", "NCCL_P2P_LEVEL", "NCCL_SHM_DISABLE", "NCCL_IB_DISABLE", "NCCL_NET_GDR_LEVEL", "NCCL_ALGO"),
@@ -284,10 +340,11 @@ _NCCL_UNCOUNTED = (
 """Variables that take another path, or another algorithm, than NCCL would by itself."""
 
 
-def _uncounted(c: Command) -> list[str]:
+def _uncounted(c: Command, model: ModelSpec) -> list[str]:
     found = [name for name in _UNCOUNTED if c.has(name) and c.said[name] not in ("auto", "0")]
     found += [one_line(f"{name}={c.environment[name]}", 60) for name in _NCCL_UNCOUNTED if c.environment.get(name)]
-    found += ["quantization at load"] if c.has("quantization") else []
+    found += ["quantization at load"] if c.has("quantization") and model.quantization is None else []
+    found += ["arithmetic in float32"] if as_told(c, model) is not model else []
     return found + (["decode context parallelism"] if c.number("decode context parallelism") > 1 else [])
 
 

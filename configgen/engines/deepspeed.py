@@ -71,9 +71,9 @@ def _processes(plan: Plan) -> Iterator[Process]:
     replicas = Counter(replica.nodes[0] for replica in plan.replicas)
     number = 0
     for node, count in sorted(replicas.items()):
-        command = ("python", "-m", "mii.entrypoints.openai_api_server")
-        flags = (Flag(("--model", plan.model.name), "what to serve"), *_flags(plan, count))
-        yield Process(node, plan.hostnames[node], number, command, flags, (CUDA_INDICES, *broken_p2p(plan)), PORT)
+        command = ("python", "-m", "mii.entrypoints.openai_api_server", "--model", plan.model.name)
+        flags, environment = tuple(_flags(plan, count)), (CUDA_INDICES, *broken_p2p(plan))
+        yield Process(node, plan.hostnames[node], number, command, flags, environment, PORT)
         number += count
 
 

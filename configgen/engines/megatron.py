@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterator
 from math import floor
 
+from configgen.engines.network import network, sockets_note
 from configgen.engines.ranks import (
     CUDA_INDICES,
     broken_p2p,
@@ -90,7 +91,12 @@ def _processes(plan: Plan) -> Iterator[Process]:
             torchrun.append(("--master-port", str(FIRST_MASTER_PORT + place)))
             command = ("torchrun", *(word for words in torchrun for word in words), PROGRAM)
             flags = (*_parallel_flags(plan, replica), *_model_flags(plan), *_memory_flags(plan), *_ports(plan, place))
-            environment = (CUDA_INDICES, visible_devices(plan, refs), *_environment(plan))
+            environment = (
+                CUDA_INDICES,
+                visible_devices(plan, refs),
+                *_environment(plan),
+                *network(plan, replica, node),
+            )
             port = FIRST_PORT + place if rank == 0 else None
             yield Process(node, plan.hostnames[node], number, command, flags, environment, port)
 
@@ -137,8 +143,8 @@ def _memory_flags(plan: Plan) -> Iterator[Flag]:
     chunk = plan.engine.max_batched_tokens
     yield Flag(("--inference-dynamic-batching-max-tokens", str(chunk)), f"a step has at most {chunk:,} tokens")
     yield Flag(("--enable-chunked-prefill",), f"longer prompts run in chunks of {chunk:,} tokens, as the plan counts")
-    held, step = held_sequences(plan), _ROUNDER * p.attention_tp
-    most = max(step, min(held, plan.engine.max_sequences) // step * step)
+    step = _ROUNDER * p.attention_tp
+    most = -(-min(held_sequences(plan), plan.engine.max_sequences) // step) * step  # less would leave memory unused
     yield Flag(("--inference-dynamic-batching-max-requests", str(most)), held_reason(plan, most))
     longest = longest_sequence(plan) or (plan.model.max_context or workload.tokens, "as long as the model allows")
     yield Flag(("--inference-max-seq-length", str(longest[0])), f"{longest[1]}; by default 2,560 tokens")
@@ -160,3 +166,4 @@ def _environment(plan: Plan) -> Iterator[Variable]:
 def _notes(plan: Plan) -> Iterator[str]:
     yield "Set MEGATRON to a Megatron-LM checkout of core 0.16 and CHECKPOINT to the converted model (torch_dist)."
     yield from server_notes(plan)
+    yield from sockets_note(plan)

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from configgen.launch import Variable
 from configgen.plan import Plan, Replica, Site
 from probe.topology import PathKind
+from probe.units import some
 
 
 def network(plan: Plan, replica: Replica, node: int) -> Iterator[Variable]:
-    """The NICs nearest to this node's GPUs, and NVLink across nodes; nothing for a replica within one node.
+    """The NICs nearest to this node's GPUs, where its sockets open, and NVLink across nodes; nothing within one node.
 
-    NCCL user guide, environment variables: NCCL_IB_HCA (`=` asks for exactly these), NCCL_MNNVL_ENABLE and
-    NCCL_CUMEM_ENABLE, without which no memory is shared over a multi-node NVLink domain.
+    NCCL user guide, environment variables: NCCL_IB_HCA and NCCL_SOCKET_IFNAME (`=` asks for exactly these),
+    NCCL_MNNVL_ENABLE and NCCL_CUMEM_ENABLE, without which no memory is shared over a multi-node NVLink domain.
     """
     if len(replica.nodes) == 1:
         return
@@ -23,6 +24,24 @@ def network(plan: Plan, replica: Replica, node: int) -> Iterator[Variable]:
     site = site_of(plan, node)
     if site.nics:
         yield Variable("NCCL_IB_HCA", "=" + ",".join(site.nics), "the NICs nearest to these GPUs")
+    if len(site.interfaces) == 1:
+        (name,) = site.interfaces
+        yield Variable("NCCL_SOCKET_IFNAME", f"={name}", "the only Ethernet interface of this node with a link")
+        yield Variable("GLOO_SOCKET_IFNAME", name, "the same for messages between CPUs")
+
+
+def sockets_note(plan: Plan, also: str = "") -> Iterator[str]:
+    """What to set by hand where a replica spans nodes whose way to each other nobody told, and what `also`."""
+    nodes = {node for replica in plan.replicas if len(replica.nodes) > 1 for node in replica.nodes}
+    told = [site_of(plan, node).interfaces for node in sorted(nodes)]
+    if not nodes or all(len(names) == 1 for names in told):
+        return
+    several = next((names for names in told if len(names) > 1), ())
+    which = f" ({some(several, 4)})" if several else ""
+    yield (
+        f"Where a node has several network interfaces{which}, set NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME there to "
+        f"the one that reaches the other nodes{also}."
+    )
 
 
 def site_of(plan: Plan, node: int) -> Site:

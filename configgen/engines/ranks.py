@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 
-from configgen.launch import Variable
+from configgen.launch import VISIBLE, Variable
 from configgen.plan import Plan, Replica
 from probe.errors import NoPlanError
 from probe.topology import GpuRef
@@ -29,7 +29,7 @@ def visible_devices(plan: Plan, refs: tuple[GpuRef, ...]) -> Variable:
     """CUDA_VISIBLE_DEVICES: indices in rank order, as engines read them back with int(); UUIDs for MIG instances."""
     names = [_uuid(plan, ref) for ref in refs] if plan.uses_mig else [str(ref.gpu) for ref in refs]
     why = "rank order: each TP group is consecutive, stages follow each other"
-    return Variable("CUDA_VISIBLE_DEVICES", ",".join(names), why)
+    return Variable(VISIBLE, ",".join(names), why)
 
 
 def broken_p2p(plan: Plan) -> tuple[Variable, ...]:

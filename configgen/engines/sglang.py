@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from math import floor
 
-from configgen.engines.network import network
+from configgen.engines.network import network, sockets_note
 from configgen.engines.ranks import (
     CUDA_INDICES,
     beyond_flags,
@@ -205,6 +205,7 @@ def _environment(plan: Plan, replica: Replica, node: int) -> Iterator[Variable]:
 
 def _notes(plan: Plan) -> Iterator[str]:
     yield from server_notes(plan)
+    yield from sockets_note(plan, ", and SGLANG_HOST_IP to its address")
     if plan.parallelism.tp > 2 and any((r.tp_path or "").startswith("NV") for r in plan.replicas):
         yield (
             "SGLang turns NCCL's NVLS off (NCCL_NVLS_ENABLE=0): all-reduces measured with it are faster than here. "

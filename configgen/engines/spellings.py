@@ -2,88 +2,14 @@
 
 Read from the parsers of vLLM 0.33.0 and SGLang 0.5.23 themselves, from TensorRT-LLM 1.2 (commands/serve.py,
 llmapi/llm_args.py), Megatron-LM core 0.16 (training/arguments.py), DeepSpeed-MII 0.3.3 (entrypoints/
-openai_api_server.py) and torchrun, mpirun and srun's manuals.
+openai_api_server.py), and from the manuals of what starts them: torchrun, mpirun, srun, docker, env and others.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Sequence
 
-_NOTHING: Mapping[str, str] = {}
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """Words that start an engine: '*' at the end of one stands for any end, at its start for any start."""
-
-    words: tuple[str, ...]
-
-    def fits(self, words: Sequence[str], place: int) -> bool:
-        here = words[place : place + len(self.words)]
-        return len(here) == len(self.words) and all(map(_alike, self.words, here))
-
-
-def _alike(pattern: str, word: str) -> bool:
-    if pattern.startswith("*"):
-        return word.endswith(pattern[1:])
-    return word == pattern or word.rpartition("/")[2] == pattern
-
-
-@dataclass(frozen=True)
-class Language:
-    """An engine's words. `values` and `switches` map a meaning to its spellings; 'no ' before one takes it back."""
-
-    engine: str
-    example: str
-    entries: tuple[Entry, ...]
-    values: Mapping[str, str]
-    switches: Mapping[str, str] = field(default_factory=dict)
-    alone: frozenset[str] = frozenset()
-    """Further flags that take no value."""
-    beside: frozenset[str] = frozenset()
-    """Further flags that take a value and decide nothing here."""
-    several: frozenset[str] = frozenset()
-    """Meanings whose flags take all words up to the next flag."""
-    variables: Mapping[str, str] = field(default_factory=dict)
-    """Environment variable -> meaning."""
-    keys: Mapping[str, str] = field(default_factory=dict)
-    """Key of its options file -> meaning; empty where keys are the long flags."""
-    file_wins: bool = False
-    model_first: bool = False
-    """Whether the model is the first word that is no flag."""
-    dashes_alike: bool = True
-    """Whether '--a_b' is '--a-b'."""
-    sizes: tuple[str, ...] = ("tp", "pp", "dp", "ep", "nnodes", "devices")
-
-    @cached_property
-    def flags(self) -> dict[str, tuple[str, str | None]]:
-        """Spelling -> (meaning, None where a value follows, else what the switch sets: '' takes it back)."""
-        found: dict[str, tuple[str, str | None]] = {}
-        for meaning, spelled in self.values.items():
-            found |= dict.fromkeys(spelled.split(), (meaning, None))
-        for meaning, spelled in self.switches.items():
-            plain = meaning.removeprefix("no ")
-            found |= dict.fromkeys(spelled.split(), (plain, "yes" if plain == meaning else ""))
-        return found
-
-    @cached_property
-    def alone_like(self) -> re.Pattern[str]:
-        """Of both real parsers no flag that begins so takes a value, but for the ones that are named here."""
-        return re.compile(
-            r"--(enable|disable|no|trust|use|skip|enforce|is)-(?!access-log-for-endpoints)|-O|-h$|--help$|--version$"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Launcher:
-    """What starts an engine's processes, and the flags by which it counts them."""
-
-    names: tuple[str, ...]
-    language: Language
-
+from configgen.engines.language import Entry, Language, Launcher
 
 _OF_SERVERS = """--host --api-key --chat-template --revision --tokenizer-mode --download-dir --load-format
     --tool-call-parser --reasoning-parser --ssl-keyfile --ssl-certfile"""
@@ -93,13 +19,19 @@ _VISIBLE = {"CUDA_VISIBLE_DEVICES": "visible devices", "CUDA_DEVICE_ORDER": "dev
 
 _VLLM = Language(
     engine="vllm",
+    name="vLLM",
     example="vllm serve MODEL ...",
     entries=(
         Entry(("vllm", "serve")),
         Entry(("-m", "vllm.entrypoints.openai.api_server")),
         Entry(("-m", "vllm.entrypoints.cli.main", "serve")),
+        Entry(("*vllm/vllm-openai*",)),  # the image's own entry
     ),
     model_first=True,
+    model_once=True,
+    abbreviates=True,
+    file_ends=(".yaml", ".yml"),
+    suffixed=frozenset(("context", "tokens")),
     values={
         "model": "--model",
         "options file": "--config",
@@ -144,9 +76,14 @@ _VLLM = Language(
         "eager": "--enforce-eager",
         "no eager": "--no-enforce-eager",
         "LoRA": "--enable-lora",
+        "chunks off": "--no-enable-chunked-prefill",
+        "no chunks off": "--enable-chunked-prefill",
     },
-    several=frozenset(("served name",)),
-    beside=frozenset(f"{_OF_SERVERS} --seed --tokenizer --uvicorn-log-level --root-path".split()),
+    several=frozenset(("served name", "--api-key")),
+    beside=frozenset(
+        f"""{_OF_SERVERS} --seed --tokenizer --uvicorn-log-level --root-path --data-parallel-supervisor-port
+        --max-num-active-seqs --max-num-queued-reqs --max-num-queued-tokens --max-num-scheduled-tokens""".split()
+    ),
     alone=frozenset(
         """--aggregate-engine-logging --allow-credentials --allow-deprecated-quantization --async-scheduling
         --cohere-is-reasoning-model --cudagraph-metrics --dcp-q-replicate --exclude-tools-when-tool-choice-none
@@ -161,10 +98,14 @@ _VLLM = Language(
 
 _SGLANG = Language(
     engine="sglang",
+    name="SGLang",
     example="sglang serve --model-path MODEL ...",
     entries=(Entry(("sglang", "serve")), Entry(("-m", "sglang.launch_server"))),
     model_first=True,
     dashes_alike=False,
+    abbreviates=True,
+    file_ends=(".yaml", ".yml"),
+    suffixed=frozenset(("context",)),
     values={
         "model": "--model-path --model",
         "options file": "--config",
@@ -193,7 +134,11 @@ _SGLANG = Language(
         "speculation": "--speculative-algorithm",
     },
     beside=frozenset(
-        f"{_OF_SERVERS} --log-level --served-model-name --tokenizer-path --attention-backend --watchdog-timeout".split()
+        f"""{_OF_SERVERS} --log-level --served-model-name --tokenizer-path --attention-backend
+        --watchdog-timeout --pp-async-batch-depth --pp-max-micro-batch-size --ep-dispatch-algorithm
+        --ep-num-redundant-experts --expert-balancedness-report-mode --expert-distribution-recorder-mode
+        --expert-distribution-recorder-buffer-size --max-ep-size --moe-dense-tp-size --batch-notify-size
+        --bf16-gemm-backend""".split()
     ),
     switches={
         "attention dp by dp": "--enable-dp-attention",
@@ -222,6 +167,7 @@ _SGLANG = Language(
 
 _TRTLLM = Language(
     engine="trtllm",
+    name="TensorRT-LLM",
     example="trtllm-serve serve MODEL ...",
     entries=(Entry(("trtllm-serve", "serve")), Entry(("trtllm-serve",))),
     model_first=True,
@@ -268,9 +214,11 @@ _TRTLLM = Language(
 
 _DEEPSPEED = Language(
     engine="deepspeed",
+    name="DeepSpeed-MII",
     example="python -m mii.entrypoints.openai_api_server --model MODEL ...",
     entries=(Entry(("-m", "mii.entrypoints.openai_api_server")), Entry(("-m", "mii.entrypoints.api_server"))),
     dashes_alike=False,
+    abbreviates=True,
     values={
         "model": "--model",
         "tp": "--tensor-parallel --tensor_parallel",
@@ -284,6 +232,7 @@ _DEEPSPEED = Language(
 
 _MEGATRON = Language(
     engine="megatron",
+    name="Megatron",
     example="torchrun ... run_dynamic_text_generation_server.py ...",
     entries=(Entry(("*text_generation_server.py",)), Entry(("*gpt_dynamic_inference.py",))),
     dashes_alike=False,
@@ -317,10 +266,26 @@ _MEGATRON = Language(
 LANGUAGES = (_VLLM, _SGLANG, _TRTLLM, _DEEPSPEED, _MEGATRON)
 
 
-def _launcher(names: str, alone: str = "", **values: str) -> Launcher:
+def _launcher(
+    names: str, alone: str = "", beside: str = "", operands: int = 0, glued: bool = True, **values: str
+) -> Launcher:
     told = {meaning.replace("_", " "): spelled for meaning, spelled in values.items()}
-    language = Language(names, names, (), told, alone=frozenset(alone.split()), dashes_alike=False)
-    return Launcher(tuple(names.split()), language)
+    switches = {meaning: told.pop(meaning) for meaning in ("cleared",) if meaning in told}
+    language = Language(
+        names,
+        names,
+        names,
+        (),
+        told,
+        switches,
+        alone=frozenset(alone.split()),
+        beside=frozenset(beside.split()),
+        repeated=frozenset(("exported", "unset")),
+        dashes_alike=False,
+        abbreviates=True,
+        glued=glued,
+    )
+    return Launcher(tuple(names.split()), language, operands)
 
 
 LAUNCHERS = (
@@ -336,6 +301,7 @@ LAUNCHERS = (
     _launcher(
         "mpirun mpiexec",
         alone="--allow-run-as-root --oversubscribe --use-hwthread-cpus --tag-output",
+        glued=False,
         processes="-n -np --n -c",
         hosts="--host -host -H",
         per_node="-npernode --npernode -ppn",
@@ -350,4 +316,30 @@ LAUNCHERS = (
     ),
     _launcher("trtllm-llmapi-launch"),
     _launcher("numactl", alone="-l --localalloc"),
+    _launcher("exec export nohup setsid command"),
+    _launcher("time", alone="-p -v"),
+    _launcher("env", alone="-v", beside="-C --chdir", unset="-u --unset", cleared="-i --ignore-environment"),
+    _launcher("sudo", alone="-E -H -n -b --preserve-env", beside="-u --user -g --group"),
+    _launcher("timeout", alone="--foreground --preserve-status -v", beside="-s --signal -k --kill-after", operands=1),
+    _launcher("taskset", alone="-c --cpu-list -a", operands=1),
+    _launcher("nice ionice", beside="-n -c --adjustment"),
+    _launcher("docker podman nerdctl uv poetry pixi"),
+    _launcher(
+        "run",
+        alone="--rm -it -ti -i -t -d -dit -itd --detach --init --privileged --interactive --tty",
+        beside="""-v --volume -p --publish --name --shm-size --runtime --network --net --ipc --ulimit --mount -w
+        --workdir --entrypoint --cpus -m --memory -u --user --device --cap-add --security-opt --env-file --restart""",
+        exported="-e --env",
+        container_GPUs="--gpus",
+    ),
 )
+
+
+def started(words: Sequence[str]) -> tuple[int, Entry, Language] | None:
+    """Where an engine is started: the first words that are an entry of one."""
+    for place in range(len(words)):
+        for language in LANGUAGES:
+            for entry in language.entries:
+                if entry.fits(words, place):
+                    return place, entry, language
+    return None

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from math import floor
 
+from configgen.engines.network import network, sockets_note
 from configgen.engines.ranks import (
     CUDA_INDICES,
     broken_p2p,
@@ -157,7 +158,9 @@ def _environment(plan: Plan, replica: Replica) -> tuple[Variable, ...]:
             "mpirun gives all nodes one CUDA_VISIBLE_DEVICES, and this plan orders the GPUs of its nodes differently",
             cure="Plan on nodes that are alike.",
         )
-    return (CUDA_INDICES, devices[0], *broken_p2p(plan))
+    wires = [tuple(network(plan, replica, node)) for node in replica.nodes]
+    shared = (variable for variable in wires[0] if all(variable in other for other in wires))
+    return (CUDA_INDICES, devices[0], *broken_p2p(plan), *shared)
 
 
 def _settings(plan: Plan, replica: Replica) -> Iterator[Setting]:
@@ -198,3 +201,4 @@ def _notes(plan: Plan) -> Iterator[str]:
         yield f"{len(plan.replicas):,} independent servers: put a load balancer before them (proxy.conf)."
     if any(len(replica.nodes) > 1 for replica in plan.replicas):
         yield "Open MPI starts a replica's ranks on all its nodes; this folder must be at the same path on each."
+    yield from sockets_note(plan, "; mpirun hands both on with -x")

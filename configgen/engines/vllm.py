@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from configgen.engines.network import network, numa_note, site_of
+from configgen.engines.network import network, numa_note, site_of, sockets_note
 from configgen.engines.ranks import (
     CUDA_INDICES,
     beyond_flags,
@@ -159,6 +159,7 @@ def _environment(plan: Plan, replica: Replica, node: int) -> tuple[Variable, ...
 
 def _notes(plan: Plan) -> Iterator[str]:
     yield from server_notes(plan)
+    yield from sockets_note(plan, ", and VLLM_HOST_IP to its address")
     if len(plan.replicas) == 1:
         yield from numa_note(plan, "--numa-bind --numa-bind-nodes {}")
 

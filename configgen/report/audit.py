@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from configgen.audited import Audited
 from configgen.report.findings import Case, Kind, kinds
@@ -22,11 +22,13 @@ _MOST_INFOS = 12
 _ROLES = {Severity.FAILURE: "loud", Severity.WARNING: "warn", Severity.INFO: ""}
 
 
-def audit_lines(audited: Audited) -> list[Line]:
-    """Verdict, machine, findings with their cures, the plan, what changed, what was not checked, what to do next."""
+def audit_lines(audited: Audited, picture: Sequence[Line] = ()) -> list[Line]:
+    """Verdict, machine, its picture, findings with their cures, the plan, what changed, what was not checked, what to
+    do next."""
     plan, compared = audited.plan, audited.comparison
     parts = (
         _header(audited),
+        picture,
         _findings(audited),
         _rows(f"Plan for {one_line(plan.model.name, 80)}", plan_facts(plan)) if plan is not None else (),
         _rows("Against the baseline", changes(compared)) if compared is not None else (),

@@ -35,6 +35,7 @@ def head_rows(c: Check, topology: Topology, measured: str | None) -> Iterator[Ro
 
 def law_rows(c: Check) -> Iterator[Row]:
     yield from (("broken", law) for law in c.laws)
+    yield from (("unsure", law) for law in c.unsure)
     yield from (("ignored", text) for text in c.ignored)
     yield from (("note", text) for text in c.notes)
 

@@ -29,6 +29,7 @@ def junit(audited: Audited, *, strict: bool = False) -> str:
     from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
     from probe.checks.codes_measured import CODES_MEASURED
+    from probe.checks.codes_run import CODES_RUN
 
     is_measured = audited.survey.is_measured and audited.survey.lab is None
     root = Element("testsuites")
@@ -41,7 +42,7 @@ def junit(audited: Audited, *, strict: bool = False) -> str:
         by_code.setdefault(kind.code, []).append(kind)
     for code, found in by_code.items():
         case = _testcase(suite, code)
-        if not found and code in CODES_MEASURED and not is_measured:
+        if not found and (code in CODES_MEASURED or code in CODES_RUN) and not is_measured:
             SubElement(case, "skipped", message="not checked: nothing was measured on these GPUs")
         else:
             _judge(case, found, strict)

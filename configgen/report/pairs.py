@@ -19,7 +19,7 @@ _MOST_NAMED = 12
 
 
 @dataclass(frozen=True, slots=True)
-class _Way:
+class Way:
     """One direction of a pair."""
 
     source: GpuRef
@@ -33,10 +33,10 @@ class _Way:
 
 
 @dataclass(frozen=True, slots=True)
-class _Slow:
+class SlowWay:
     """A way that takes longer than equal ones at the largest size that all of them have."""
 
-    way: _Way
+    way: Way
     size_bytes: int
     gbps: float
     usual_gbps: float
@@ -44,10 +44,10 @@ class _Slow:
 
 def pair_lines(survey: Survey, profiles: Mapping[int, Profile]) -> Iterator[Line]:
     """Nothing where fewer than two pairs were measured; `profiles` by the id of their curve."""
-    ways = _ways(survey, profiles)
+    ways = ways_of(survey, profiles)
     if len({frozenset((w.source, w.target)) for w in ways}) < 2:
         return
-    slow = _slow(ways)
+    slow = slow_ways(ways)
     marked = [id(one.way) for one in slow]
     nodes = sorted({w.source.node for w in ways if w.source.node == w.target.node})
     yield from (Line(""), Line("Pairs: GB/s of one direction, from row to column", "title"))
@@ -68,8 +68,8 @@ def pair_lines(survey: Survey, profiles: Mapping[int, Profile]) -> Iterator[Line
         yield Line(f"  * {names} ({one.way.path}): {figure(one.gbps)} at {size}, {usual}", "warn")
 
 
-def _ways(survey: Survey, profiles: Mapping[int, Profile]) -> list[_Way]:
-    found: dict[tuple[GpuRef, GpuRef], _Way] = {}
+def ways_of(survey: Survey, profiles: Mapping[int, Profile]) -> list[Way]:
+    found: dict[tuple[GpuRef, GpuRef], Way] = {}
     for curve in survey.curves:
         key = curve.key
         alone = key.group.concurrent_groups == 1
@@ -79,11 +79,11 @@ def _ways(survey: Survey, profiles: Mapping[int, Profile]) -> list[_Way]:
             continue
         source, target = curve.members if key.direction == "forward" else curve.members[::-1]
         path = survey.topology.path(source, target).label
-        found.setdefault((source, target), _Way(source, target, path, profiles[id(curve)]))
+        found.setdefault((source, target), Way(source, target, path, profiles[id(curve)]))
     return list(found.values())
 
 
-def _slow(ways: list[_Way]) -> list[_Slow]:
+def slow_ways(ways: list[Way]) -> list[SlowWay]:
     """Slower than the median of equal paths, by more than what a plan notices, and beyond the own confidence."""
     found = []
     for path in {way.path for way in ways}:
@@ -97,7 +97,7 @@ def _slow(ways: list[_Way]) -> list[_Slow]:
             at = way.read.read(size)
             least_s = at.interval_s[0] if at.interval_s else at.time_s
             if at.time_s > usual_s / (1 - WIDE) and least_s > usual_s:
-                found.append(_Slow(way, size, size / at.time_s / 1e9, size / usual_s / 1e9))
+                found.append(SlowWay(way, size, size / at.time_s / 1e9, size / usual_s / 1e9))
     return found
 
 

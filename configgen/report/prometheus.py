@@ -109,19 +109,19 @@ def _machine(topology: Topology) -> Iterator[Metric]:
 def _measured(survey: Survey) -> Iterator[Metric]:
     if survey.lab is not None:
         return
-    from probe.checks.expectation import expectation
+    from probe.checks.reading import expecting
 
     busbw = Metric("wirelore_busbw_gbps", "Bus bandwidth of large messages, in 1e9 bytes/s, as nccl-tests counts it.")
     expected = Metric("wirelore_expected_busbw_gbps", "What such wires should give, in 1e9 bytes/s.")
     bar = Metric("wirelore_least_busbw_gbps", "Bus bandwidth below which it is a finding, in 1e9 bytes/s.")
     latency = Metric("wirelore_latency_seconds", "Time of a message up to 32 KiB.")
-    read = profiles(survey.curves)
+    read, expect = profiles(survey.curves), expecting(survey)
     for curve in survey.curves:
         labels, known = _curve(curve.key, curve.members), read[id(curve)]
         busbw.values[labels] = min(known.plateau_busbw_gbps, busbw.values.get(labels, known.plateau_busbw_gbps))
         if known.alpha_s is not None:
             latency.values[labels] = max(known.alpha_s, latency.values.get(labels, 0.0))
-        should = expectation(survey.topology, curve.key, curve.members)
+        should = expect(survey.topology, curve.key, curve.members)
         if should is not None:
             expected.values[labels], bar.values[labels] = should.busbw_gbps, should.bar_gbps
     rate = Metric("wirelore_rate", "A rate of one GPU, in `unit`.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +14,9 @@ from rich.text import Text
 
 from configgen.checked import Check
 from configgen.comparison import Comparison
-from configgen.launch import Given, Launch
+from configgen.launch import Launch
 from configgen.plan import Alternative, Plan
+from configgen.report.commands import command_notes, commands
 from configgen.report.lines import gpus_line, island_text, islands_line
 from configgen.report.table import Line
 from probe.errors import one_line, printable
@@ -142,6 +142,11 @@ def print_survey(survey: Survey) -> None:
     from configgen.report.survey import survey_lines
 
     print_lines(survey_lines(survey))
+
+
+def columns() -> int:
+    """Characters of a line on standard output."""
+    return Console().width if sys.stdout.isatty() else _WIDTH_WITHOUT_TTY
 
 
 def print_lines(lines: Iterable[Line]) -> None:
@@ -371,23 +376,9 @@ def _print_notices(console: Console, notices: Sequence[Notice]) -> None:
 
 
 def _print_commands(console: Console, launch: Launch, title: str = "Run") -> None:
-    """Whole commands, never wrapped, so that they can be copied."""
+    """Whole commands, never wrapped, so that they can be copied; what is said of them may be."""
     console.print(Text(title, style="bold"))
-    if launch.one_line is not None:
-        first = launch.processes[0]
-        variables = " ".join(f"{v.name}={shlex.quote(v.value)}" for v in first.environment)
-        command = " ".join(shlex.quote(word) for word in (*first.command, *launch.one_line))
-        console.print(Text(printable(f"  {variables} {command}")), soft_wrap=True)
-        return
-    for process in launch.processes[:_NODES_DRAWN]:
-        where = f"node {process.node}: " if len({p.node for p in launch.processes}) > 1 else ""
-        variables = " ".join(f"{v.name}={shlex.quote(v.value)}" for v in process.environment)
-        command = " ".join(word if isinstance(word, Given) else shlex.quote(word) for word in process.argv)
-        console.print(Text(printable(f"  {where}{variables} {command}")), soft_wrap=True)
-    left = len(launch.processes) - _NODES_DRAWN
-    if left > 0:
-        console.print(
-            Text(f"  and {count(left, 'more command')}: wirelore plan ... -o plan.json, wirelore emit plan.json -o DIR")
-        )
-    for note in launch.notes:
-        console.print(Text(f"  {note}", style="dim"))
+    for command in commands(launch, _NODES_DRAWN):
+        console.print(Text(printable(f"  {command}")), soft_wrap=True)
+    for note in command_notes(launch, _NODES_DRAWN):
+        console.print(Text(printable(f"  {note}"), style="dim"))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from configgen.launch import HERE, MASTER_ADDRESS, MEANINGS, Given, Launch, Process
+from configgen.launch import HERE, MASTER_ADDRESS, MEANINGS, VISIBLE, Given, Launch, Process
 from configgen.plan import Plan
 from configgen.run.place import Place, master_address
 from probe.errors import UsageError, one_line
@@ -123,7 +123,7 @@ def _filled(word: str, plan: Plan, place: Place, process: Process, folder: Path,
 
 def _unset(environ: Mapping[str, str], told: Mapping[str, str]) -> Iterator[str]:
     """The plan counts all GPUs as the driver does; vLLM counts --device-ids inside CUDA_VISIBLE_DEVICES."""
-    names = ["CUDA_VISIBLE_DEVICES"]
+    names = [VISIBLE]
     if _TORCHRUN in environ:
         names += [*_OF_TORCHRUN, *sorted(name for name in environ if name.startswith("TORCHELASTIC_"))]
     yield from (name for name in names if name in environ and name not in told)

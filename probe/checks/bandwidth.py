@@ -125,10 +125,12 @@ def _without_nvls(reading: Reading) -> Iterator[Finding]:
         key = curve.key
         able = len(curve.members) >= NVLS_LEAST_RANKS and Group(reading.topology, curve.members).can_nvls
         if able and key.operation == "all_reduce" and not key.graph and key.p2p_enabled is not False:
+            off = dict(reading.survey.environment).get("NCCL_NVLS_ENABLE") == "0"
             yield finding(
                 "nvls-absent",
                 f"NCCL reduced without NVLS on {named(curve.members, reading.topology)}, behind a switch that has it",
                 expected=("all-reduces in the switch, about 1.3 times as fast as a ring", "NCCL, src/graph/tuning.cc"),
+                severity=Severity.INFO if off else None,
                 gpus=curve.members,
             )
             return

@@ -117,9 +117,10 @@ CODES_MEASURED: dict[str, Code] = {
         "NVIDIA NCCL user guide, NCCL_IB_HCA",
     ),
     "nvls-absent": Code(
-        Severity.INFO,
+        Severity.WARNING,
         "No reductions in the NVSwitch",
-        "This switch can reduce on its way (NVLS), large all-reduces then take a quarter less time; NCCL did not.",
+        "This switch can reduce on its way (NVLS), large all-reduces then take a quarter less time; NCCL did not. "
+        "Where somebody switched it off (NCCL_NVLS_ENABLE=0) it is an info.",
         "NCCL's own log: multicast not available, or rings chosen for large all-reduces on 8 GPUs and more.",
         "Use NCCL 2.18 or newer with Fabric Manager running, leave NCCL_NVLS_ENABLE and NCCL_ALGO unset; a partition "
         "of a shared switch may not offer it.",

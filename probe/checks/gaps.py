@@ -11,9 +11,6 @@ from probe.islands import group_shape
 from probe.measurement import Curve
 from probe.units import count, some
 
-_TOLD = frozenset(("did-not-work", "out-of-memory", "wrong-data"))
-"""Codes in Survey.missing that tell why a group has no figures."""
-
 
 def gaps(reading: Reading) -> Iterator[Finding]:
     yield from _never_measured(reading)
@@ -22,10 +19,10 @@ def gaps(reading: Reading) -> Iterator[Finding]:
 
 
 def _never_measured(reading: Reading) -> Iterator[Finding]:
-    """Groups alone and pairs that a measurement of this topology takes, and this survey has not. A run that ended
-    early tells so itself."""
+    """Groups alone and pairs that a measurement of this topology takes, and this survey has not, whatever the reason.
+    A run that had no time for a step says so itself, and so is told where nothing at all was measured."""
     survey = reading.survey
-    if survey.is_partial or not reading.curves or any(notice.code in _TOLD for notice in survey.missing):
+    if not survey.is_measured or any(notice.code == "not-measured" for notice in survey.missing):
         return
     known = {(c.key.operation, c.key.group.paths, c.key.group.nodes) for c in reading.curves}
     lacking = [step for step in steps(reading.topology, backend="nccl") if _is_plain(step)]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from probe.checks.codes import CODES
 from probe.checks.view import LONGEST
 from probe.counters import grown
 from probe.errors import one_line
-from probe.finding import Finding
+from probe.finding import Finding, Severity
 from probe.measurement import HealthSnapshot, Survey
 from probe.topology import GpuRef, Notice, Provenance, Topology
 
 UNKNOWN = "unknown-notice"
+_DISTURBING = frozenset(("gpu-busy",))
+"""What spoils figures, and is a GPU's ordinary day where none were taken."""
 
 _END_OF_SENTENCE = re.compile(r"\. (?=[A-Z`])")
 _ON_OTHER_NODES = re.compile(r" \(so on [0-9,]{1,9} nodes\)$")
@@ -24,7 +27,9 @@ def lifted(survey: Survey) -> Iterator[Finding]:
     """Every notice of the topology, of the measurement, and of counters that grew and are not told yet."""
     topology = survey.topology
     for notice in topology.warnings:
-        yield _finding(notice, topology, _told_by(topology))
+        found = _finding(notice, topology, _told_by(topology))
+        disturbs = survey.is_measured or notice.code not in _DISTURBING
+        yield found if disturbs else replace(found, severity=Severity.INFO)
     said = {notice.code for notice in survey.missing}
     fresh = (notice for notice in grown(*before_and_after(survey.health)) if notice.code not in said)
     for notice in (*survey.missing, *fresh):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -12,10 +12,12 @@ from probe.checks.group import is_known
 from probe.curve import Profile, bus_factor, profiles
 from probe.errors import one_line
 from probe.finding import Finding, Severity
-from probe.measurement import Curve, Sample, Survey
+from probe.measurement import Curve, CurveKey, Sample, Survey
 from probe.statistics import median
 from probe.topology import GpuRef, Provenance, Topology
 from probe.units import ranges
+
+Expect = Callable[[Topology, CurveKey, Sequence[GpuRef]], Expectation | None]
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,14 @@ class Reading:
 
     @cached_property
     def _expectations(self) -> dict[int, Expectation | None]:
-        without = self.nvls_used is False
-        return {
-            id(c): expectation(self.topology, replace(c.key, nvls=False) if without else c.key, c.members)
-            for c in self.curves
-        }
+        expect = expecting(self.survey)
+        return {id(c): expect(self.topology, c.key, c.members) for c in self.curves}
+
+
+def expecting(survey: Survey) -> Expect:
+    """`expectation`, without NVLS where NCCL's own log says that it was not used."""
+    without = Reading(survey).nvls_used is False
+    return lambda topology, key, members: expectation(topology, replace(key, nvls=False) if without else key, members)
 
 
 _LARGE_BYTES = 64 << 20

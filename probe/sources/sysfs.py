@@ -194,6 +194,7 @@ class Sysfs:
         state = states[port] if port else None
         layer = self.text(f"{ports}/{port}/link_layer") if port else None
         interfaces = [n for n in self.names(f"sys/class/infiniband/{name}/device/net") if _NAME.fullmatch(n)]
+        interfaces = [n for n in interfaces if self.stands_alone(n)]
         return Nic(
             name,
             speed_gbps=self.rate(f"{ports}/{port}/rate") if state == "active" else None,
@@ -213,7 +214,13 @@ class Sysfs:
             state=self.word(f"{path}/operstate"),
             numa_node=device.numa_node,
             pci_bus_id=device.bus_id,
-            interface=name,
+            interface=name if self.stands_alone(name) else None,
+        )
+
+    def stands_alone(self, interface: str) -> bool:
+        """Whether no bond, bridge or VLAN is built upon it, which would have the address in its place."""
+        return not any(
+            name == "master" or name.startswith("upper_") for name in self.names(f"sys/class/net/{interface}")
         )
 
     def word(self, path: str) -> str | None:
