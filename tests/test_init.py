@@ -16,7 +16,7 @@ from builders import cluster_of, llama_70b, node_of
 from command import Ended, environment, wirelore
 from fake_nvml import FakeMachine
 from fake_nvml.machines import a100_mig, rtx_3090_bridges
-from members import OF_LAUNCHERS, PLAIN
+from members import OF_LAUNCHERS, PLAIN, Group
 from stub_engine import AWKWARD
 
 from configgen.document import decode_plan
@@ -241,6 +241,19 @@ def test_where_nothing_can_measure_the_plan_is_not_worse_for_it(tmp_path: Path) 
     assert "not measured: no torch here\n" in done.summary
     done = settle_plan(member(tmp_path, bench, budget_s=None), ends_s=time.monotonic() + 60)
     assert "not measured: --no-measure\n" in done.summary
+
+
+def test_what_hangs_ends_in_time(tmp_path: Path) -> None:
+    """A pipe that nobody writes to, where a model's configuration should be."""
+    before = """
+import configgen.cli.init as i, os
+i.GRACE_S = i._SLACK_S = 0.1
+i._request = lambda *_: os.read(os.pipe()[0], 1)
+"""
+    result = Group(tmp_path, 1).run(0, deadline="100ms", before=before)
+    assert result.code == 4
+    assert "not done 0.2 s after the start" in result.err
+    assert "--deadline" in (tmp_path / "log-0").read_text()
 
 
 # The start script

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import click
 
@@ -15,12 +17,14 @@ from configgen.cli.measure import told
 from configgen.cli.measuring import Wanted, ended_by_signals, is_further_process, measure_now
 from configgen.cli.options import Sources, note, source_options
 from configgen.run.init import Done, Member, Request, Standing, settle_plan, tell_trouble
-from probe.errors import UsageError, WireloreError
+from configgen.run.meeting import GRACE_S
+from probe.errors import MeasureError, UsageError, WireloreError
 from probe.measurement import Survey
 from probe.units import parse_seconds
 
 _TERMINATION_LOG = "WIRELORE_TERMINATION_LOG"
 _DEFAULT_LOG = "/dev/termination-log"
+_SLACK_S = 5.0
 _SILENCE_S = 10.0
 """After which a node counts as lost while the network is measured: there is a deadline to keep."""
 
@@ -77,7 +81,7 @@ def init_command(
     ends_s = time.monotonic() + deadline
     if is_further_process():
         return
-    with ended_by_signals(), _last_words():
+    with ended_by_signals(), _last_words(), _hard_end(deadline):
         standing, request = _standing(nodes, group_port), None
         try:
             request = _request(model, load, gpus, gpus_per_node, None if no_measure else budget, offline)
@@ -176,6 +180,25 @@ def _findings(done: Done) -> bool:
     for finding in found:
         note(f"{finding.code}: {finding.seen}")
     return bool(done.faults or found)
+
+
+@contextlib.contextmanager
+def _hard_end(deadline_s: float) -> Iterator[None]:
+    """What each part keeps by itself, kept for all of it too: a driver, a disk or a hub that hangs is an error here."""
+
+    def late(number: int, frame: FrameType | None) -> None:
+        raise MeasureError(
+            f"not done {deadline_s + GRACE_S:g} s after the start",
+            cure="See what hangs, or allow more with --deadline.",
+        )
+
+    former = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, deadline_s + GRACE_S + _SLACK_S, _SLACK_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
 
 
 @contextlib.contextmanager

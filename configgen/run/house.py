@@ -24,7 +24,7 @@ from configgen.run.messages import (
 )
 
 _AGAIN_S = 0.1
-_SEND_S = 5.0
+_SEND_S = 10.0
 _FAREWELL_S = 2.0
 _CHUNK = 1 << 18
 _STRANGERS = 16
