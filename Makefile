@@ -30,7 +30,7 @@ test: setup
 
 # What starts daemons or takes long: Slurm, Ray, links that are cut. What cannot be installed is skipped, aloud.
 test-long: setup
-	-scripts/install-system-packages lab mpi slurm
+	-scripts/install-system-packages lab mpi slurm fake-nvml
 	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray,manifests]'
 	$(BIN)/pytest -q -m long
 

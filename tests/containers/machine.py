@@ -65,7 +65,7 @@ def listed(folder: Path) -> list[Data]:
     return list(json.loads(wirelore("emit", "plan.json", "--target", "json", cwd=folder).data())["processes"])
 
 
-def emitted(folder: Path, model: str, machine: str, *images: str) -> list[Data]:
+def emitted(folder: Path, model: str, machine: str, images: tuple[str, str]) -> list[Data]:
     """The pods' specs that `wirelore emit --target kubernetes` writes for a plan made elsewhere, as on a laptop."""
     folder.mkdir()
     wirelore("plan", model, "--offline", "--from", f"machine:{machine}", "-o", "plan.json", cwd=folder).data()

@@ -1,4 +1,4 @@
-"""A pod of one node, as it is emitted: its engine starts with what `wirelore plan` says of the machine that it is on."""
+"""A pod of one node, as it is emitted: its engine starts with what `wirelore plan` says of that node."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from machine import emitted, variables, words
 from pods import Data, pod, with_words
 
 MODEL = "qwen3-32b"
+SECRETS = {"HF_TOKEN": "planted-1f0c", "AWS_SECRET_ACCESS_KEY": "planted-77aa", "NCCL_TOKEN": "planted-93be"}
 
 
 @pytest.fixture(scope="module")
 def spec(image: str, engine_image: str, tmp_path_factory: pytest.TempPathFactory) -> Data:
-    (only,) = emitted(tmp_path_factory.mktemp("emitted") / "here", MODEL, "hgx-h100", image, engine_image)
+    (only,) = emitted(tmp_path_factory.mktemp("emitted") / "here", MODEL, "hgx-h100", (image, engine_image))
     return only
 
 
@@ -26,7 +27,7 @@ def test_the_engine_gets_what_is_planned_here_and_twice_the_same(
 ) -> None:
     node = install(description())
     processes = node.planned(tmp_path, MODEL)
-    started = play(pod("alone", spec, more=node.volumes, **node.environment, SERVERS=str(len(processes))))
+    started = play(pod("alone", spec, more=node.volumes, **node.environment, **SECRETS, SERVERS=str(len(processes))))
     first = started.ended()
     assert first.code == 0, first.log
     assert node.last_words == first.log, "the summary is the termination message"
@@ -39,6 +40,9 @@ def test_the_engine_gets_what_is_planned_here_and_twice_the_same(
         assert server["no_new_privileges"]
         assert set(server["refused"].values()) == {"Read-only file system"}
         assert {"plan.json", "plan.env", "survey.json", "argv.json", "start"} <= server["plan"].keys()
+        assert SECRETS.items() <= server["environment"].items(), "an engine gets what its pod is told"
+    written = b"".join(started.file(name) for name in first.engines[0]["plan"])
+    assert b"planted-" not in written + node.last_words.encode(), "and nothing of it is written down"
     assert started.again().engines == first.engines, "to the byte, as a node comes back after a restart"
 
 
