@@ -1,11 +1,15 @@
-# make setup | run | test | test-long | soak | conformance | e2e | browser | findings-page | check | check-all | bench | clean
+# make setup | run | test | test-long | soak | conformance | e2e | browser | image | sbom | container-test
+#      | findings-page | check | check-all | bench | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL ?= qwen3-32b
 EXAMPLE ?= machine:3090-bridges-4
+IMAGE ?= localhost/wirelore
+BASE ?= docker.io/library/python:3.13-slim
 
-.PHONY: setup run test test-long soak conformance e2e browser findings-page check check-all bench clean
+.PHONY: setup run test test-long soak conformance e2e browser image sbom container-test findings-page check check-all
+.PHONY: bench clean
 
 setup: $(VENV)/.ready
 
@@ -22,12 +26,13 @@ run: setup
 	  $(BIN)/wirelore plan $(MODEL) --from $(EXAMPLE); }
 
 test: setup
-	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not long and not soak and not conformance and not e2e and not browser'
+	$(BIN)/pytest -q -n 2 --dist loadfile \
+	  -m 'not long and not soak and not conformance and not e2e and not browser and not containers'
 
 # What starts daemons or takes long: Slurm, Ray, Prometheus, links that are cut, a minute of the agent. What cannot be
 # installed is skipped, aloud.
 test-long: setup
-	-scripts/install-system-packages lab mpi slurm prometheus
+	-scripts/install-system-packages lab mpi slurm prometheus fake-nvml
 	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray,manifests]'
 	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,k8s-test]'
 	$(BIN)/pytest -q -m long
@@ -45,6 +50,19 @@ conformance: setup
 e2e: setup
 	scripts/setup-engines
 	$(BIN)/pytest -q tests/e2e
+
+# The image, by podman: make image IMAGE=registry.example.com/wirelore:0.1.0
+image:
+	scripts/build-image $(IMAGE) --build-arg BASE=$(BASE)
+
+# What is inside that image, as CycloneDX.
+sbom:
+	@podman run --rm --network none --entrypoint cat $(IMAGE) /opt/wirelore/share/sbom.cdx.json
+
+# The image, and pods of it with a stub engine, under a real podman; skipped, aloud, where no container runs.
+container-test: setup
+	-scripts/setup-podman
+	$(BIN)/pytest -q -m containers
 
 # The page in a real Chromium: sizes, themes, without scripts, accessibility. Look at what lies in build/screenshots.
 # Of the package that brings axe-core along only that file is used, so what else it wants stays away.
@@ -64,7 +82,7 @@ check: setup
 	$(BIN)/mypy
 
 # The long ones: everything above, the real engines, the recorded machines, and the timings.
-check-all: check test test-long soak conformance e2e browser bench
+check-all: check test test-long soak conformance e2e browser container-test bench
 
 bench: setup
 	$(BIN)/python benchmarks/corpus.py --index ../shared/topologies/index.jsonl

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "lab"))
 
+from lab import missing
+from slurm_cluster import Cluster, running_cluster
 from started import MEASURE, Figures, clean_environment, figures, free_port, run_together
 
 
@@ -31,3 +34,12 @@ def static_figures(tmp_path_factory: pytest.TempPathFactory) -> Figures:
     found = figures(survey)
     assert found
     return found
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    reason = missing()
+    if reason:
+        pytest.skip(f"{reason}: NOTHING of Slurm is tested")
+    with running_cluster(tmp_path_factory.mktemp("slurm")) as running:
+        yield running
