@@ -28,8 +28,8 @@ def test_two_nodes_see_their_wire_beside_interfaces_that_lead_nowhere(tmp_path: 
     assert {e.value.split()[0] for e in survey.evidence if e.what == "interface"} == {"eth0"}
     ring = next(curve for curve in survey.curves if curve.key.operation == "all_reduce")
     largest = ring.samples[-1]
-    assert largest.size_bytes == 4 << 20
-    # No more than a smoke: the bucket's burst is 6 % of such a message. benchmarks/fidelity.py looks closely.
+    assert largest.size_bytes >= 2 << 20
+    # No more than a smoke: the bucket's burst is 6 to 12 % of such a message. benchmarks/fidelity.py looks closely.
     assert largest.size_bytes / largest.p50_s == pytest.approx(GBIT / 8 * TCP_SHARE, rel=0.25)
 
 
