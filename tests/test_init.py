@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -32,6 +33,7 @@ from probe.store import decode_survey
 STUB = """#!/bin/sh
 { for word in "$@"; do printf '%s\\0' "$word"; done; } > "$RECORDS/$$-argv"
 env > "$RECORDS/$$-environment"
+: > "$RECORDS/$$-ready"
 [ -z "${HOLD:-}" ] || exec sleep 60
 """
 
@@ -69,6 +71,15 @@ def start(folder: Path, script: Path, *words: str, shell: str | None = None, **m
     command = [*([shell] if shell else []), str(script), *words]
     ended = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=20, check=False, cwd=folder)
     return Ended(ended.returncode, ended.stdout, ended.stderr, 0.0)
+
+
+def has_ended(pid: int) -> bool:
+    """One that nobody has collected yet has, too."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return stat.rpartition(")")[2].split()[0] in "ZX"
 
 
 def recorded(folder: Path) -> list[list[str]]:
@@ -191,7 +202,7 @@ class Bench:
     """In the place of a measurement."""
 
     def __init__(self, ends: Survey | Exception | str) -> None:
-        self.ends, self.budgets = ends, [] if not isinstance(ends, float) else [ends]
+        self.ends, self.budgets = ends, []
 
     def __call__(self, seconds: float, standing: Standing) -> tuple[Survey | None, str | None]:
         self.budgets.append(seconds)
@@ -346,7 +357,8 @@ def test_awkward_names_stay_one_word(tmp_path: Path, word: str) -> None:
     assert not list(tmp_path.glob("**/pwned"))
 
 
-def test_several_servers_of_a_node_end_together(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shell", [(), ("sh",)], ids=["itself", "sh"])
+def test_several_servers_of_a_node_end_together(tmp_path: Path, shell: tuple[str, ...]) -> None:
     if shutil.which("bash") is None:
         pytest.skip("no bash here: a node with several servers is NOT tested")
     words = ("mixtral-8x7b", "--objective", "throughput", "--concurrency", "512", "--from", "machine:hgx-h100")
@@ -355,19 +367,19 @@ def test_several_servers_of_a_node_end_together(tmp_path: Path) -> None:
     processes = json.loads((tmp_path / "plan" / "argv.json").read_text())
     assert len(processes) > 1
     environ = environment(PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}", RECORDS=str(tmp_path / "records"), HOLD="1")
-    script = subprocess.Popen([str(tmp_path / "plan" / "start")], env=environ, start_new_session=True)
+    script = subprocess.Popen([*shell, str(tmp_path / "plan" / "start")], env=environ, start_new_session=True)
     try:
         deadline = time.monotonic() + 20
-        while len(list((tmp_path / "records").glob("*-environment"))) < len(processes):
+        while len(ready := list((tmp_path / "records").glob("*-ready"))) < len(processes):
             assert time.monotonic() < deadline, "not all servers started"
             os.sched_yield()
         script.send_signal(signal.SIGTERM)
         assert script.wait(20) == 143
+        assert all(has_ended(int(path.name.partition("-")[0])) for path in ready), "a server outlived the script"
     finally:
-        with pytest.raises(ProcessLookupError):  # nobody of its session is left
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(script.pid, signal.SIGKILL)
-            os.killpg(script.pid, 0)
-            raise ProcessLookupError
+        script.wait()
     assert recorded(tmp_path) == sorted(process["argv"][1:] for process in processes)
 
 
