@@ -62,7 +62,7 @@ sbom:
 # The image, and pods of it with a stub engine, under a real podman; skipped, aloud, where no container runs.
 container-test: setup
 	-scripts/setup-podman
-	$(BIN)/pytest -q -m containers
+	$(BIN)/pytest -q tests/containers
 
 # The page in a real Chromium: sizes, themes, without scripts, accessibility. Look at what lies in build/screenshots.
 # Of the package that brings axe-core along only that file is used, so what else it wants stays away.

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fake_nvml.machines import Description
-from machine import Machine
-from pods import BASE, HOME, Data, Pod, Podman
-
-Play = Callable[..., Pod]
-Install = Callable[..., Machine]
+from machine import Install, Machine
+from pods import BASE, HOME, Data, Play, Pod, Podman
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +58,10 @@ class Machine:
         environ = fake_environment(self.folder, self.folder / "machine.nvml")
         wirelore("plan", model, "--offline", "-o", "plan.json", cwd=folder, environ=environ).data()
         return listed(folder)
+
+
+Install = Callable[..., Machine]
+"""A description, and the name of one of several nodes: the machine, for pods to run on."""
 
 
 def listed(folder: Path) -> list[Data]:

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -200,6 +200,10 @@ class Pod:
     def _log(self, container: str, since: str) -> str:
         done = self.podman.ended("logs", "--since", since, f"{self.name}-{container}")
         return done.stdout + done.stderr
+
+
+Play = Callable[..., Pod]
+"""A described pod, and its network: starts it, and removes it after the test."""
 
 
 def _seconds(start: str, end: str) -> float:

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Install, Play
 from fake_nvml.machines import Description, a100_pcie_pairs, hgx_h100, l40s_8
-from machine import emitted, variables, words
-from pods import Data, pod, with_words
+from machine import Install, emitted, variables, words
+from pods import Data, Play, pod, with_words
 
 MODEL = "qwen3-32b"
 SECRETS = {"HF_TOKEN": "planted-1f0c", "AWS_SECRET_ACCESS_KEY": "planted-77aa", "NCCL_TOKEN": "planted-93be"}

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 from command import wirelore
-from conftest import Install, Play
 from fake_nvml.machines import Description, hgx_h100
-from machine import Machine, emitted, listed, variables, words
-from pods import EMPTY, Data, Ended, Pod, pod, with_words
+from machine import Install, Machine, emitted, listed, variables, words
+from pods import EMPTY, Data, Ended, Play, Pod, pod, with_words
 
 MODEL = "llama-3.1-405b"
 DEADLINE_S, GRACE_S = 6.0, 10.0
