@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from probe.checks.driver import driver
-from probe.checks.measured import measured
+from probe.checks.measured import measured, measured_beside_curves
 from probe.finding import Finding, gravest_first
 from probe.measurement import Survey
 
 Check = Callable[[Survey], Iterator[Finding]]
 
 CHECKS: tuple[Check, ...] = (driver, measured)
+_BESIDE_CURVES: tuple[Check, ...] = (driver, measured_beside_curves)
 
 
 def audit(survey: Survey) -> tuple[Finding, ...]:
     """What every check finds, the gravest first."""
-    return gravest_first(tuple(found for check in CHECKS for found in check(survey)))
+    return _found(CHECKS, survey)
+
+
+def audit_beside_curves(survey: Survey) -> tuple[Finding, ...]:
+    """All but what its curves show, and whether any are missing: that takes longer than the rest together."""
+    return _found(_BESIDE_CURVES, survey)
+
+
+def _found(checks: tuple[Check, ...], survey: Survey) -> tuple[Finding, ...]:
+    return gravest_first(tuple(found for check in checks for found in check(survey)))

@@ -72,6 +72,7 @@ _NOISE = frozenset("nvidia tesla geforce rtx amd instinct gpu graphics tensor co
 _NAME_LIMIT = 128
 
 
+@lru_cache(maxsize=256)
 def gpu_figures(name: str | None) -> GpuFigures | None:
     """The figures of a driver's name ('NVIDIA H100 80GB HBM3') or a catalog key ('h100-sxm'); None if unknown.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from probe.audit import audit
+from probe.audit import audit, audit_beside_curves
 from probe.checks.reading import is_of_gpus
 from probe.errors import SourceError, UsageError, WireloreError, one_line
 from probe.finding import Finding
@@ -113,9 +113,8 @@ def _host(file: str, points: Points) -> Host:
     survey = read_lean(file)
     if survey.topology.gpu_count == 0:
         raise SourceError(f"{file} describes a machine without GPUs", cure=_CURE)
-    found = audit(replace(survey, curves=()))
-    if any(is_of_gpus(curve) for curve in survey.curves):
-        found = tuple(finding for finding in found if finding.code != "unmeasured-groups")
+    has_curves = any(is_of_gpus(curve) for curve in survey.curves)
+    found = audit_beside_curves(replace(survey, curves=())) if has_curves else audit(survey)
     return host_of(survey, file, points, found)
 
 

@@ -14,15 +14,23 @@ from probe.errors import one_line
 from probe.finding import Finding
 from probe.measurement import Survey
 
-_PARTS: tuple[Callable[[Reading], Iterator[Finding]], ...] = (bandwidth, siblings, used, rates, gaps)
+_Part = Callable[[Reading], Iterator[Finding]]
+
+_PARTS: tuple[_Part, ...] = (bandwidth, siblings, used, rates, gaps)
+_BESIDE_CURVES: tuple[_Part, ...] = (used, rates)
 
 
-def measured(survey: Survey) -> Iterator[Finding]:
+def measured(survey: Survey, parts: tuple[_Part, ...] = _PARTS) -> Iterator[Finding]:
     """Nothing of a survey without figures; one info of a lab's, whose figures are no GPU's."""
     if survey.lab is not None:
         seen = f"the figures are not of these GPUs: {one_line(survey.lab, 200)}"
         yield finding("lab-survey", seen)
     elif survey.is_measured or survey.verifications:
         reading = Reading(survey)
-        for part in _PARTS:
+        for part in parts:
             yield from part(reading)
+
+
+def measured_beside_curves(survey: Survey) -> Iterator[Finding]:
+    """What its rates and its library's log show."""
+    return measured(survey, _BESIDE_CURVES)
