@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +59,14 @@ def test_compose_starts_one_server_behind_each_address_of_its_proxy(tmp_path: Pa
     own, ports = decided(tmp_path, f"{part}-4", document["services"]["probe-0"]["command"])
     assert f"engine-0:{ports[0]}" in (tmp_path / "out" / "proxy.conf").read_text()
     assert len(ports) == own["data_parallel_size"] == 1
+
+
+def test_a_unit_takes_no_gpus_that_the_plan_left(tmp_path: Path) -> None:
+    asked = planned(tmp_path, "llama-3.1-8b", "l40s-8", ("--gpus", "4"))
+    text = wirelore("emit", "plan.json", "--target", "systemd", "-o", "out", cwd=tmp_path)
+    assert text.code == 0, text.err
+    (unit,) = (tmp_path / "out").glob("*.service")
+    line = next(line for line in unit.read_text().splitlines() if line.startswith("ExecStartPre="))
+    words = re.findall(r'"([^"]*)"', line)
+    own, _ = decided(tmp_path, "l40s-8", ["--folder", "pod", *words])
+    assert own["gpu_order"] == asked["gpu_order"]

@@ -16,7 +16,9 @@ def systemd_files(plan: Plan, launch: Launch, wishes: Wishes) -> dict[str, str]:
     used = sorted({ref.node for replica in plan.replicas for ref in replica.gpus})
     hostname = plan.hostnames[used[0]]
     master = hostname if is_hostname(hostname) else "node0"
-    words = [*(["--nodes", str(len(used))] if len(used) > 1 else []), *init_options(plan)]
+    # no scheduler bounds a host: what the plan leaves idle may be somebody else's
+    limit = ["--gpus", str(len(plan.replicas) * service.nodes * service.gpus)]
+    words = [*(["--nodes", str(len(used))] if len(used) > 1 else []), *limit, *init_options(plan)]
     files = {}
     for rank in range(len(used)):
         unit = f"{name}-node{rank}.service" if len(used) > 1 else f"{name}.service"
