@@ -70,3 +70,18 @@ def test_a_unit_takes_no_gpus_that_the_plan_left(tmp_path: Path) -> None:
     words = re.findall(r'"([^"]*)"', line)
     own, _ = decided(tmp_path, "l40s-8", ["--folder", "pod", *words])
     assert own["gpu_order"] == asked["gpu_order"]
+
+
+def test_outside_kubernetes_several_servers_are_named_with_all_their_ports(tmp_path: Path) -> None:
+    planned(tmp_path, "llama-3.1-8b", "2xl40s-8", ())
+    for target in ("slurm", "systemd"):
+        assert wirelore("emit", "plan.json", "--target", target, "-o", target, cwd=tmp_path).code == 0
+    told = json.loads(wirelore("emit", "plan.json", "--target", "json", cwd=tmp_path).out)
+    servers = [(process["node"], process["port"]) for process in told["processes"]]
+    assert len({node for node, _ in servers}) == 2
+    job = (tmp_path / "slurm" / "job.sbatch").read_text()
+    proxy = (tmp_path / "systemd" / "proxy.conf").read_text()
+    for node in (0, 1):
+        ports = [port for place, port in servers if place == node]
+        assert f"#   node {node} of the job: ports {', '.join(map(str, ports))}\n" in job
+        assert all(f"server node{node}:{port} " in proxy for port in ports)

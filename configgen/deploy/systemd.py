@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from configgen.deploy.proxy import proxy_file
 from configgen.deploy.service import DEADLINE_S, Wishes, heading, init_options, name_of, service_of
 from configgen.launch import Launch, is_hostname
 from configgen.plan import Plan
@@ -10,7 +11,7 @@ from probe.errors import UsageError
 
 
 def systemd_files(plan: Plan, launch: Launch, wishes: Wishes) -> dict[str, str]:
-    """File name -> text of a unit, one per node that the plan uses."""
+    """File name -> text of a unit, one per node that the plan uses, and of the proxy's before several servers."""
     service = service_of(plan, launch, wishes)
     name = wishes.name or name_of(plan.model.name)
     used = sorted({ref.node for replica in plan.replicas for ref in replica.gpus})
@@ -35,7 +36,7 @@ def systemd_files(plan: Plan, launch: Launch, wishes: Wishes) -> dict[str, str]:
             rdma=service.rdma is not None,
             patience_s=DEADLINE_S + 30,
         )
-    return files
+    return files | proxy_file(launch)
 
 
 def systemd_word(word: str) -> str:
