@@ -262,5 +262,7 @@ def _degraded(
     if idle > 0:
         served = "concurrency" not in workload.assumed and chosen.parallelism.dp >= workload.concurrency
         why = "the told load needs no more replicas" if served else "no further whole replica helps"
+        if chosen.parallelism.dp == limits.replicas:
+            why = f"{count(limits.replicas, 'replica')} and no more may be started"
         texts.append(f"{count(idle, 'GPU')} {'stays' if idle == 1 else 'stay'} idle: {why}")
     return texts

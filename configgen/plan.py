@@ -44,10 +44,11 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much of the topology may be used: the first `nodes` nodes, at most `gpus` GPUs."""
+    """How much of the topology may be used: the first `nodes` nodes, at most `gpus` GPUs, in at most `replicas`."""
 
     gpus: int | None = None
     nodes: int | None = None
+    replicas: int | None = None
 
 
 NO_LIMITS = Limits()

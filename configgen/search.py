@@ -101,7 +101,7 @@ def search(
             if laws:
                 refused.append((inner, laws[0] if inner.attention_dp == 1 else f"{inner.label}: {laws[0]}"))
                 continue
-            candidates += _with_stages(model, workload, traits, kinds, inner, budget, refused)
+            candidates += _with_stages(model, workload, traits, kinds, inner, budget, refused, limits.replicas)
     if not candidates:
         raise NoPlanError(_no_plan(model, refused, budget, topology), cure=_no_plan_cure(refused))
     machine, tried = Machine(survey), candidates
@@ -189,6 +189,7 @@ def _with_stages(
     inner: Parallelism,
     budget: int,
     refused: list[tuple[Parallelism, str]],
+    replicas: int | None,
 ) -> Iterator[Candidate]:
     held = sum(stages_held(kind, inner.tp) for kind in kinds)
     deepest = min(model.layers, held, budget // inner.tp, MAX_STAGES)
@@ -204,7 +205,7 @@ def _with_stages(
         if not any(found for _, found in runs):
             mixed = mixed_slot(kinds, inner.tp, pp)
             runs = [(mixed[0], (mixed[1],))] if mixed else []
-        fitting = fit(model, workload, traits, shape, runs, budget)
+        fitting = fit(model, workload, traits, shape, runs, budget, replicas=replicas)
         if isinstance(fitting, Candidate):
             least = least or pp
             yield fitting
@@ -212,7 +213,7 @@ def _with_stages(
             refused.append((shape, fitting))
         fast = [(kind, found) for kind, found in runs if found and _is_fast(kind, found)]
         if 0 < len(fast) < sum(bool(found) for _, found in runs):
-            alone = fit(model, workload, traits, shape, fast, budget)
+            alone = fit(model, workload, traits, shape, fast, budget, replicas=replicas)
             if isinstance(alone, Candidate):
                 yield alone
 
@@ -229,6 +230,7 @@ def fit(
     runs: list[tuple[DomainKind, tuple[Slot, ...]]],
     budget: int,
     layers: tuple[int, ...] | None = None,
+    replicas: int | None = None,
 ) -> Candidate | str | None:
     """The candidate with all replicas that fit with one cut of the layers; else the law; None: there is no place."""
     kept: list[tuple[DomainKind, tuple[Slot, ...]]] = []
@@ -236,6 +238,7 @@ def fit(
     rooms: list[int] = []
     memory: tuple[StageMemory, ...] = ()
     wanted = budget // shape.gpus_per_replica
+    wanted = min(wanted, replicas or wanted)
     if "concurrency" not in workload.assumed:
         wanted = min(wanted, workload.concurrency)  # a replica without a request is an idle one
     for kind, patterns in runs:

@@ -165,6 +165,27 @@ def test_unmet_a_node_that_lacks_a_gpu_does_not_start(tmp_path: Path) -> None:
     assert "7 GPUs, not 8" in (tmp_path / "log-1").read_text()
 
 
+def test_a_service_that_asks_the_leader_alone_gets_one_server_of_all(tmp_path: Path) -> None:
+    """Met or not: a second one, on the worker, would be asked by nobody."""
+    met, unmet = Group(tmp_path / "met", 2), Group(tmp_path / "unmet", 2)
+    for group in (met, unmet):
+        group.folder.mkdir()
+        group.model, group.machine = "llama-3.1-8b", "machine:h100-1"
+    assert [result.code for result in met.run_all("--replicas", "1")] == [0, 0]
+    assert [unmet.run(node, "--replicas", "1", deadline="200ms").code for node in range(2)] == [0, 0]
+    for group in (met, unmet):
+        assert json.loads(group.the_plan())["data_parallel_size"] == 1
+        argv = [json.loads((group.folder / str(node) / "argv.json").read_text()) for node in range(2)]
+        assert [process["port"] for node in argv for process in node] in ([8000], [8000, None])
+
+
+def test_members_that_may_start_different_numbers_of_servers_do_not_meet(tmp_path: Path) -> None:
+    group = Group(tmp_path, 2)
+    members = [group.start(node, "--replicas", str(node + 1)) for node in range(2)]
+    for member in members:
+        refused(ended(member), 2, "replicas")
+
+
 def test_unmet_and_too_big_for_memory_does_not_start(tmp_path: Path) -> None:
     refused(Group(tmp_path, 2, model=BIG).run(1, deadline="200ms"), 3, "405B")
 

@@ -96,6 +96,16 @@ def test_each_pod_is_told_its_share_of_the_load_and_its_gpus() -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_each_group_of_pods_may_start_one_replica_and_a_job_all(case: str) -> None:
+    decided = decided_case(case)
+    for container in _containers(decided):
+        if container["command"] == ["wirelore", "init"]:
+            assert container["args"][container["args"].index("--replicas") + 1] == "1"
+    text = slurm_files(decided, launch_of(decided), Wishes())["job.sbatch"]
+    assert f" --replicas {len(decided.replicas)} " in text
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_what_is_written_is_what_the_command_takes(case: str) -> None:
     decided = decided_case(case)
     calls = [c["command"][1:] + c.get("args", []) for c in _containers(decided) if c["command"][0] == "wirelore"]

@@ -156,7 +156,7 @@ _NAMES = {
     "kubernetes": r"(deployment|leaderworkerset|llminferenceservice|rayservice)\.yaml",
     "slurm": r"job\.sbatch",
     "compose": r"compose\.yaml|proxy\.conf",
-    "systemd": r"[a-z0-9-]+\.service",
+    "systemd": r"[a-z0-9-]+\.service|proxy\.conf",
 }
 """What the files of a target are called."""
 

@@ -16,6 +16,7 @@ from configgen.cli.load import POSITIVE, Load, load_options
 from configgen.cli.measure import told
 from configgen.cli.measuring import Wanted, ended_by_signals, is_further_process, measure_now
 from configgen.cli.options import Sources, note, source_options
+from configgen.plan import Limits
 from configgen.run.init import Done, Member, Request, Standing, settle_plan, tell_trouble
 from configgen.run.meeting import GRACE_S
 from probe.errors import MeasureError, UsageError, WireloreError
@@ -41,6 +42,7 @@ _SILENCE_S = 10.0
 @source_options
 @load_options
 @click.option("--gpus", type=POSITIVE, help="Use at most this many GPUs.")
+@click.option("--replicas", type=POSITIVE, help="Start at most this many servers, all in all.")
 @click.option("--gpus-per-node", type=POSITIVE, metavar="N", help="GPUs that each node asked its scheduler for.")
 @click.option("--offline", is_flag=True, help="Never ask the Hugging Face hub.")
 @click.option("--no-measure", is_flag=True, help="Plan by what the driver tells alone.")
@@ -68,6 +70,7 @@ def init_command(
     sources: Sources,
     load: Load,
     gpus: int | None,
+    replicas: int | None,
     gpus_per_node: int | None,
     offline: bool,
     no_measure: bool,
@@ -84,7 +87,8 @@ def init_command(
     with ended_by_signals(), _last_words(), _hard_end(deadline):
         standing, request = _standing(nodes, group_port), None
         try:
-            request = _request(model, load, gpus, gpus_per_node, None if no_measure else budget, offline)
+            limits = Limits(gpus=gpus, replicas=replicas)
+            request = _request(model, load, limits, gpus_per_node, None if no_measure else budget, offline)
             member = _member(request, sources, folder, standing)
         except WireloreError as error:
             tell_trouble(standing, request, error, ends_s=ends_s)
@@ -111,15 +115,14 @@ def _standing(nodes: int | None, port: int) -> Standing:
 
 
 def _request(
-    model: str, load: Load, gpus: int | None, promised: int | None, budget_s: float | None, offline: bool
+    model: str, load: Load, limits: Limits, promised: int | None, budget_s: float | None, offline: bool
 ) -> Request:
     from configgen.engines.rules import engine_traits
     from configgen.hub import load_model
-    from configgen.plan import Limits
 
     traits = engine_traits(load.engine)
     spec = load_model(model, offline=offline)
-    return Request(spec, load.workload, traits, Limits(gpus=gpus), promised, budget_s)
+    return Request(spec, load.workload, traits, limits, promised, budget_s)
 
 
 def _member(request: Request, sources: Sources, folder: Path, standing: Standing) -> Member:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from configgen.deploy.shell import given
 from configgen.launch import HERE, MASTER_ADDRESS, Launch
-from configgen.plan import Plan, Workload
+from configgen.plan import Objective, Plan, Workload
 from probe import __version__
 from probe.errors import UsageError, one_line
 from probe.topology import PathKind
@@ -138,9 +138,13 @@ def service_of(plan: Plan, launch: Launch, wishes: Wishes) -> Service:
 def init_options(plan: Plan, gpus: int | None = None, *, sharers: int = 1) -> list[str]:
     """What `wirelore init` must be told to decide as this plan did; the model last, whatever its name begins with.
 
-    `gpus` is what each node asked its scheduler for; `sharers` is how many such groups share the load.
+    `gpus` is what each node asked its scheduler for; `sharers` is how many such groups share the replicas and the load.
+    Where nobody told the load, each assumes it anew, unless what it would assume is the whole of it.
     """
     load, usual = plan.workload, Workload()
+    assumed = set(load.assumed)
+    if sharers > 1 and load.objective is Objective.LATENCY:
+        assumed.discard("concurrency")
     words = ["--engine", f"{plan.engine.engine}@{plan.engine.version}"]
     for option, told in (
         ("objective", load.objective.value),
@@ -148,13 +152,14 @@ def init_options(plan: Plan, gpus: int | None = None, *, sharers: int = 1) -> li
         ("output_tokens", load.output_tokens),
         ("concurrency", -(-load.concurrency // sharers)),
     ):
-        if option not in load.assumed and (option != "objective" or load.objective is not usual.objective):
+        if option not in assumed and (option != "objective" or load.objective is not usual.objective):
             words += [f"--{option.replace('_', '-')}", str(told)]
     for option, limit in (("--max-ttft", load.max_ttft_s), ("--max-tpot", load.max_tpot_s)):
         if limit is not None:
             words += [option, repr(limit)]
     if gpus is not None:
         words += ["--gpus-per-node", str(gpus)]
+    words += ["--replicas", str(-(-len(plan.replicas) // sharers))]
     words += ["--budget", f"{BUDGET_S}s", "--deadline", f"{DEADLINE_S}s"]
     if plan.model.source.startswith("built-in"):
         words.append("--offline")

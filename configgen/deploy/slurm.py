@@ -31,5 +31,17 @@ def slurm_files(plan: Plan, launch: Launch, wishes: Wishes) -> dict[str, str]:
             gpus=gpus.pop(),
             words=words,
             service=service,
+            servers=_servers(launch),
         )
     }
+
+
+def _servers(launch: Launch) -> list[tuple[int, list[int]]]:
+    """Node of the job -> the ports of its servers, where there are several: nobody shares the requests out then."""
+    ports: dict[int, list[int]] = {}
+    for process in launch.processes:
+        if process.port is not None:
+            ports.setdefault(process.node, []).append(process.port)
+    several = sum(map(len, ports.values())) > 1
+    places = sorted({process.node for process in launch.processes})
+    return [(place, ports[node]) for place, node in enumerate(places) if node in ports] if several else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from configgen.deploy.proxy import proxy_file
 from configgen.deploy.service import DEADLINE_S, Wishes, heading, init_options, name_of, service_of
 from configgen.launch import Launch, is_hostname
 from configgen.plan import Plan
@@ -10,13 +11,15 @@ from probe.errors import UsageError
 
 
 def systemd_files(plan: Plan, launch: Launch, wishes: Wishes) -> dict[str, str]:
-    """File name -> text of a unit, one per node that the plan uses."""
+    """File name -> text of a unit, one per node that the plan uses, and of the proxy's before several servers."""
     service = service_of(plan, launch, wishes)
     name = wishes.name or name_of(plan.model.name)
     used = sorted({ref.node for replica in plan.replicas for ref in replica.gpus})
     hostname = plan.hostnames[used[0]]
     master = hostname if is_hostname(hostname) else "node0"
-    words = [*(["--nodes", str(len(used))] if len(used) > 1 else []), *init_options(plan)]
+    # no scheduler bounds a host: what the plan leaves idle may be somebody else's
+    limit = ["--gpus", str(len(plan.replicas) * service.nodes * service.gpus)]
+    words = [*(["--nodes", str(len(used))] if len(used) > 1 else []), *limit, *init_options(plan)]
     files = {}
     for rank in range(len(used)):
         unit = f"{name}-node{rank}.service" if len(used) > 1 else f"{name}.service"
@@ -33,7 +36,7 @@ def systemd_files(plan: Plan, launch: Launch, wishes: Wishes) -> dict[str, str]:
             rdma=service.rdma is not None,
             patience_s=DEADLINE_S + 30,
         )
-    return files
+    return files | proxy_file(launch)
 
 
 def systemd_word(word: str) -> str:

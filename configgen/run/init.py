@@ -67,6 +67,7 @@ class Request:
             "max TTFT": w.max_ttft_s,
             "max TPOT": w.max_tpot_s,
             "GPUs": most.gpus,
+            "replicas": most.replicas,
             "GPUs per node": self.promised,
             "seconds for measuring": self.budget_s,
         }
