@@ -85,6 +85,16 @@ def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
     assert [group.files(node) for node in range(2)] == before
 
 
+def test_a_damaged_survey_of_any_member_is_made_anew(tmp_path: Path) -> None:
+    group = Group(tmp_path, 2)
+    group.run_all()
+    before = (tmp_path / "0" / "survey.json").read_bytes()
+    for node in range(2):
+        (tmp_path / str(node) / "survey.json").write_bytes(b"")
+        assert [r.code for r in group.run_all()] == [0, 0]
+        assert [(tmp_path / str(n) / "survey.json").read_bytes() for n in range(2)] == [before] * 2
+
+
 def test_other_gpus_are_planned_anew(tmp_path: Path) -> None:
     group = Group(tmp_path, 2)
     group.run_all()

@@ -168,6 +168,18 @@ def test_no_driver_ends_with_4(tmp_path: Path) -> None:
     assert "libnvidia-ml.so.1" in ended.err
 
 
+@pytest.mark.parametrize("name", ["plan.json", "survey.json", "facts.json"])
+@pytest.mark.parametrize("damage", [b"", b"{}", b"\xff"], ids=["empty", "other", "no text"])
+def test_a_damaged_file_is_made_anew(tmp_path: Path, name: str, damage: bytes) -> None:
+    """Else the pod would crash again and again until somebody emptied the volume."""
+    words = ("qwen3-32b", "--folder", "plan", "--from", "machine:3090-4")
+    init(*words, cwd=tmp_path).data()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "plan").iterdir()}
+    (tmp_path / "plan" / name).write_bytes(damage)
+    init(*words, cwd=tmp_path).data()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "plan").iterdir()} == before
+
+
 def test_a_folder_that_cannot_be_ends_with_2(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     ended = init("qwen3-32b", "--folder", "file/plan", "--from", "machine:3090-4", cwd=tmp_path)
@@ -394,11 +406,12 @@ def test_a_node_that_the_plan_leaves_idle_waits(tmp_path: Path) -> None:
     survey = Survey(cluster_of(node_of(2, 80, "all"), node_of(2, 80, "all")))
     decided = plan(survey, llama_70b(), Workload(concurrency=1), engine_traits("vllm"), Limits(nodes=1, gpus=2))
     text = encode_plan(decided).decode()
+    surveyed = encode_survey(survey).decode()
     record = Record(
         version="1", request="", node=1, members=("a", "b"), facts="b", addresses=("", ""), plan=digest(text),
-        reason=None, unmeasured=None, faults=(), files=(),
+        survey=digest(surveyed), reason=None, unmeasured=None, faults=(), files=(),
     )  # fmt: skip
-    paper = Paper(text, encode_survey(survey).decode(), survey, record, "a test", "10.0.0.1", survey.topology)
+    paper = Paper(text, surveyed, survey, record, "a test", "10.0.0.1", survey.topology)
     written = node_files(paper, tmp_path, {})
     assert json.loads(written["argv.json"]) == []
     assert b"starts: nothing on this node\n" in written["summary.txt"]

@@ -46,6 +46,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     addresses: tuple[str, ...]
     plan: str
     """Digest of plan.json: equal on all nodes."""
+    survey: str
+    """Digest of survey.json."""
     reason: str | None
     """Why the group did not meet."""
     unmeasured: str | None
@@ -200,7 +202,7 @@ class Volume:
         if record is None:
             return None
         plan, survey = (_text(self.folder / name) for name in ("plan.json", "survey.json"))
-        if plan is None or survey is None or digest(plan) != record.plan:
+        if plan is None or survey is None or (digest(plan), digest(survey)) != (record.plan, record.survey):
             return None
         return Proposal(
             plan=plan,

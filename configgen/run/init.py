@@ -242,6 +242,7 @@ class Member:
             facts=self.facts,
             addresses=proposal.addresses,
             plan=digest(proposal.plan),
+            survey=digest(proposal.survey),
             reason=reason,
             unmeasured=proposal.unmeasured,
             faults=proposal.faults,
