@@ -16,8 +16,8 @@ import pytest
 from builders import cluster_of, llama_70b, node_of
 from command import Ended, environment, wirelore
 from fake_nvml import FakeMachine
-from fake_nvml.machines import a100_mig, rtx_3090_bridges
-from members import OF_LAUNCHERS, PLAIN, Group
+from fake_nvml.machines import a100_mig, l40s_8, rtx_3090_bridges
+from members import OF_LAUNCHERS, PLAIN, Group, free_port
 from stub_engine import AWKWARD
 
 from configgen.document import decode_plan
@@ -191,6 +191,20 @@ def test_fewer_gpus_than_were_asked_for(tmp_path: Path) -> None:
     words = ("qwen3-32b", "--folder", "plan", "--from", "machine:l4-7", "--gpus-per-node", "8")
     assert "degraded: node 0 has 7 GPUs, and 8 were asked for" in init(*words, cwd=tmp_path).data()
     assert init(*words, "--strict", cwd=tmp_path).code == 1
+
+
+def test_gpus_that_the_scheduler_hides_were_not_asked_for(tmp_path: Path, fake_machine: FakeMachine) -> None:
+    here = fake_machine(l40s_8()) | {"CUDA_VISIBLE_DEVICES": "4,5,6,7"}
+    unmet = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    words = ("llama-3.1-8b", "--no-measure", "--deadline", "100ms", "--gpus-per-node")
+    assert "were asked for" not in init(*words, "4", "--folder", "one", cwd=tmp_path, environ=here).data()
+    assert "node 0 has 4 GPUs, and 8 were" in init(*words, "8", "--folder", "all", cwd=tmp_path, environ=here).data()
+    assert "not met: " in init(*words, "4", "--folder", "group", cwd=tmp_path, environ=here | unmet).data()
+    decided = decode_plan((tmp_path / "group" / "plan.json").read_bytes(), where="plan.json")
+    assert {ref.gpu for replica in decided.replicas for ref in replica.gpus} <= {4, 5, 6, 7}
+    refused = init(*words, "8", "--folder", "none", cwd=tmp_path, environ=here | unmet)
+    assert refused.code == 4
+    assert "this node has 4 GPUs, not 8" in refused.err
 
 
 def test_other_processes_of_a_node_step_aside(tmp_path: Path) -> None:
