@@ -88,7 +88,7 @@ def test_it_may_change_nodes_only_where_it_was_asked_to_label_them() -> None:
     assert [d["kind"] for d in chart({})] == ["DaemonSet"]
     documents = {d["kind"]: d for d in chart(LABELLING)}
     assert set(documents) == {"ClusterRole", "ClusterRoleBinding", "DaemonSet", "ServiceAccount"}
-    assert documents["ClusterRole"]["rules"] == [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "patch"]}]
+    assert documents["ClusterRole"]["rules"] == [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["patch"]}]
     account = documents["DaemonSet"]["spec"]["template"]["spec"]["serviceAccountName"]
     (subject,) = documents["ClusterRoleBinding"]["subjects"]
     assert (subject["name"], subject["namespace"]) == (account, "gpu")
