@@ -107,6 +107,13 @@ def test_it_reads_what_was_measured_on_the_node(values: str) -> None:
     assert {"name": "cache", "hostPath": folder} in pod["volumes"]
 
 
+def test_it_is_scraped_at_the_port_that_it_was_given() -> None:
+    (daemons,) = chart({"port": 9000})
+    assert daemons["spec"]["template"]["metadata"]["annotations"]["prometheus.io/port"] == "9000"
+    (pod,) = pods(daemons)
+    assert pod["containers"][0]["ports"][0]["containerPort"] == 9000
+
+
 @pytest.mark.parametrize("values", ["as-shipped", "labelling"])
 def test_the_agent_takes_the_words_of_the_chart(values: str) -> None:
     (pod,) = pods(chart(VALUES[values]))
