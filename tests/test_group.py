@@ -326,8 +326,8 @@ def test_a_full_volume_on_one_node_leaves_a_plan_on_none(tmp_path: Path) -> None
     group = Group(tmp_path, 2)
     members = [group.start(0), group.start(1, before=FULL)]
     results = [ended(member) for member in members]
-    refused(results[0], 2, "node 1: cannot write", "room")
-    refused(results[1], 2, "cannot write", "room")
+    refused(results[0], 2, "node 1: cannot write", "room", "--folder")
+    refused(results[1], 2, "cannot write", "room", "--folder")
     assert (group.plan(0), group.plan(1)) == (None, None)
     assert not any((tmp_path / "1").glob("**/*")), "nothing half-written is left"
     assert [r.code for r in group.run_all()] == [0, 0], "with room again it goes on as if nothing had been"

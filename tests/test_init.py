@@ -180,6 +180,22 @@ def test_a_damaged_file_is_made_anew(tmp_path: Path, name: str, damage: bytes) -
     assert {path.name: path.read_bytes() for path in (tmp_path / "plan").iterdir()} == before
 
 
+def test_a_start_that_may_not_be_run_is_put_right(tmp_path: Path) -> None:
+    words = ("qwen3-32b", "--folder", "plan", "--from", "machine:3090-4")
+    init(*words, cwd=tmp_path).data()
+    (tmp_path / "plan" / "start").chmod(0o644)
+    init(*words, cwd=tmp_path).data()
+    assert (tmp_path / "plan" / "start").stat().st_mode & 0o777 == 0o755
+
+
+def test_a_folder_where_a_file_should_be_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "plan" / "start").mkdir(parents=True)
+    ended = init("qwen3-32b", "--folder", "plan", "--from", "machine:3090-4", cwd=tmp_path)
+    assert ended.code == 2
+    assert "cannot write into" in ended.err
+    assert not (tmp_path / "plan" / ".pending").exists()
+
+
 def test_a_folder_that_cannot_be_ends_with_2(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     ended = init("qwen3-32b", "--folder", "file/plan", "--from", "machine:3090-4", cwd=tmp_path)
