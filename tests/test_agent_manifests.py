@@ -24,6 +24,7 @@ from probe import __version__
 AGENT = templates_folder() / "agent"
 LABELLING = {"nodeLabels": {"enabled": True}, "features": {"enabled": False}}
 ODD = {"runtimeClassName": "", "podAnnotations": {}, "nodeSelector": {}, "tolerations": [], "interval": '5s"\n#'}
+MEASURED = {"cache": {"hostPath": "/var/cache/wirelore"}}
 VALUES: dict[str, dict[str, Any]] = {"as-shipped": {}, "labelling": LABELLING, "odd": ODD}
 
 pytestmark = pytest.mark.long
@@ -88,10 +89,29 @@ def test_it_may_change_nodes_only_where_it_was_asked_to_label_them() -> None:
     assert [d["kind"] for d in chart({})] == ["DaemonSet"]
     documents = {d["kind"]: d for d in chart(LABELLING)}
     assert set(documents) == {"ClusterRole", "ClusterRoleBinding", "DaemonSet", "ServiceAccount"}
-    assert documents["ClusterRole"]["rules"] == [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "patch"]}]
+    assert documents["ClusterRole"]["rules"] == [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["patch"]}]
     account = documents["DaemonSet"]["spec"]["template"]["spec"]["serviceAccountName"]
     (subject,) = documents["ClusterRoleBinding"]["subjects"]
     assert (subject["name"], subject["namespace"]) == (account, "gpu")
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_it_reads_what_was_measured_on_the_node(values: str) -> None:
+    (daemons,) = (d for d in chart({**VALUES[values], **MEASURED}) if d["kind"] == "DaemonSet")
+    assert list(schema_faults(daemons)) == []
+    (pod,) = pods(daemons)
+    (container,) = pod["containers"]
+    assert {"name": "XDG_CACHE_HOME", "value": "/cache"} in container["env"]
+    assert {"name": "cache", "mountPath": "/cache", "readOnly": True} in container["volumeMounts"]
+    folder = {"path": "/var/cache/wirelore", "type": "DirectoryOrCreate"}
+    assert {"name": "cache", "hostPath": folder} in pod["volumes"]
+
+
+def test_it_is_scraped_at_the_port_that_it_was_given() -> None:
+    (daemons,) = chart({"port": 9000})
+    assert daemons["spec"]["template"]["metadata"]["annotations"]["prometheus.io/port"] == "9000"
+    (pod,) = pods(daemons)
+    assert pod["containers"][0]["ports"][0]["containerPort"] == 9000
 
 
 @pytest.mark.parametrize("values", ["as-shipped", "labelling"])

@@ -16,9 +16,9 @@ def drift(*words: str, cwd: Path, environ: dict[str, str] | None = None) -> Ende
     return wirelore("drift", *words, cwd=cwd, environ=environ)
 
 
-def planned(here: dict[str, str], folder: Path, *, survey: bool = True) -> str:
+def planned(here: dict[str, str], folder: Path, *, survey: bool = True, model: str = "qwen3-32b") -> str:
     told = {**here, "XDG_CACHE_HOME": str(folder / "cache")}
-    wirelore("init", "qwen3-32b", "--folder", "plan", cwd=folder, environ=told).data()
+    wirelore("init", model, "--folder", "plan", cwd=folder, environ=told).data()
     if not survey:
         (folder / "plan" / "survey.json").unlink()
     return "plan/plan.json"
@@ -54,6 +54,17 @@ def test_the_machine_that_was_planned_for_fits(tmp_path: Path, fake_machine: Fak
     assert (ended.code, ended.out, ended.err) == (0, "the plan fits what is there\n", "")
     told = json.loads(drift("plan/plan.json", "--format", "json", cwd=tmp_path, environ=here).data())
     assert told == {"fits": True, "differences": []}
+
+
+def test_a_gpu_that_was_lost_already_is_no_drift(tmp_path: Path, fake_machine: FakeMachine) -> None:
+    """Nothing tells its memory, then as now; a liveness hook would restart the pod for ever."""
+    description = rtx_3090_bridges()
+    gpu_lost(description)
+    here = fake_machine(description)
+    ended = drift(planned(here, tmp_path, model="llama-3.1-8b"), cwd=tmp_path, environ=here)
+    assert (ended.code, ended.out) == (0, "the plan fits what is there\n")
+    wirelore("plan", "llama-3.1-8b", "-o", "alone.json", cwd=tmp_path, environ=here).data()
+    assert drift("alone.json", cwd=tmp_path, environ=here).code == 0
 
 
 def test_memory_in_use_is_no_drift(tmp_path: Path, fake_machine: FakeMachine) -> None:

@@ -85,6 +85,16 @@ def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
     assert [group.files(node) for node in range(2)] == before
 
 
+def test_a_damaged_survey_of_any_member_is_made_anew(tmp_path: Path) -> None:
+    group = Group(tmp_path, 2)
+    group.run_all()
+    before = (tmp_path / "0" / "survey.json").read_bytes()
+    for node in range(2):
+        (tmp_path / str(node) / "survey.json").write_bytes(b"")
+        assert [r.code for r in group.run_all()] == [0, 0]
+        assert [(tmp_path / str(n) / "survey.json").read_bytes() for n in range(2)] == [before] * 2
+
+
 def test_other_gpus_are_planned_anew(tmp_path: Path) -> None:
     group = Group(tmp_path, 2)
     group.run_all()
@@ -337,8 +347,8 @@ def test_a_full_volume_on_one_node_leaves_a_plan_on_none(tmp_path: Path) -> None
     group = Group(tmp_path, 2)
     members = [group.start(0), group.start(1, before=FULL)]
     results = [ended(member) for member in members]
-    refused(results[0], 2, "node 1: cannot write", "room")
-    refused(results[1], 2, "cannot write", "room")
+    refused(results[0], 2, "node 1: cannot write", "room", "--folder")
+    refused(results[1], 2, "cannot write", "room", "--folder")
     assert (group.plan(0), group.plan(1)) == (None, None)
     assert not any((tmp_path / "1").glob("**/*")), "nothing half-written is left"
     assert [r.code for r in group.run_all()] == [0, 0], "with room again it goes on as if nothing had been"

@@ -16,8 +16,8 @@ import pytest
 from builders import cluster_of, llama_70b, node_of
 from command import Ended, environment, wirelore
 from fake_nvml import FakeMachine
-from fake_nvml.machines import a100_mig, rtx_3090_bridges
-from members import OF_LAUNCHERS, PLAIN, Group
+from fake_nvml.machines import a100_mig, l40s_8, rtx_3090_bridges
+from members import OF_LAUNCHERS, PLAIN, Group, free_port
 from stub_engine import AWKWARD
 
 from configgen.document import decode_plan
@@ -168,6 +168,34 @@ def test_no_driver_ends_with_4(tmp_path: Path) -> None:
     assert "libnvidia-ml.so.1" in ended.err
 
 
+@pytest.mark.parametrize("name", ["plan.json", "survey.json", "facts.json"])
+@pytest.mark.parametrize("damage", [b"", b"{}", b"\xff"], ids=["empty", "other", "no text"])
+def test_a_damaged_file_is_made_anew(tmp_path: Path, name: str, damage: bytes) -> None:
+    """Else the pod would crash again and again until somebody emptied the volume."""
+    words = ("qwen3-32b", "--folder", "plan", "--from", "machine:3090-4")
+    init(*words, cwd=tmp_path).data()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "plan").iterdir()}
+    (tmp_path / "plan" / name).write_bytes(damage)
+    init(*words, cwd=tmp_path).data()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "plan").iterdir()} == before
+
+
+def test_a_start_that_may_not_be_run_is_put_right(tmp_path: Path) -> None:
+    words = ("qwen3-32b", "--folder", "plan", "--from", "machine:3090-4")
+    init(*words, cwd=tmp_path).data()
+    (tmp_path / "plan" / "start").chmod(0o644)
+    init(*words, cwd=tmp_path).data()
+    assert (tmp_path / "plan" / "start").stat().st_mode & 0o777 == 0o755
+
+
+def test_a_folder_where_a_file_should_be_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "plan" / "start").mkdir(parents=True)
+    ended = init("qwen3-32b", "--folder", "plan", "--from", "machine:3090-4", cwd=tmp_path)
+    assert ended.code == 2
+    assert "cannot write into" in ended.err
+    assert not (tmp_path / "plan" / ".pending").exists()
+
+
 def test_a_folder_that_cannot_be_ends_with_2(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     ended = init("qwen3-32b", "--folder", "file/plan", "--from", "machine:3090-4", cwd=tmp_path)
@@ -179,6 +207,20 @@ def test_fewer_gpus_than_were_asked_for(tmp_path: Path) -> None:
     words = ("qwen3-32b", "--folder", "plan", "--from", "machine:l4-7", "--gpus-per-node", "8")
     assert "degraded: node 0 has 7 GPUs, and 8 were asked for" in init(*words, cwd=tmp_path).data()
     assert init(*words, "--strict", cwd=tmp_path).code == 1
+
+
+def test_gpus_that_the_scheduler_hides_were_not_asked_for(tmp_path: Path, fake_machine: FakeMachine) -> None:
+    here = fake_machine(l40s_8()) | {"CUDA_VISIBLE_DEVICES": "4,5,6,7"}
+    unmet = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    words = ("llama-3.1-8b", "--no-measure", "--deadline", "100ms", "--gpus-per-node")
+    assert "were asked for" not in init(*words, "4", "--folder", "one", cwd=tmp_path, environ=here).data()
+    assert "node 0 has 4 GPUs, and 8 were" in init(*words, "8", "--folder", "all", cwd=tmp_path, environ=here).data()
+    assert "not met: " in init(*words, "4", "--folder", "group", cwd=tmp_path, environ=here | unmet).data()
+    decided = decode_plan((tmp_path / "group" / "plan.json").read_bytes(), where="plan.json")
+    assert {ref.gpu for replica in decided.replicas for ref in replica.gpus} <= {4, 5, 6, 7}
+    refused = init(*words, "8", "--folder", "none", cwd=tmp_path, environ=here | unmet)
+    assert refused.code == 4
+    assert "this node has 4 GPUs, not 8" in refused.err
 
 
 def test_other_processes_of_a_node_step_aside(tmp_path: Path) -> None:
@@ -394,11 +436,12 @@ def test_a_node_that_the_plan_leaves_idle_waits(tmp_path: Path) -> None:
     survey = Survey(cluster_of(node_of(2, 80, "all"), node_of(2, 80, "all")))
     decided = plan(survey, llama_70b(), Workload(concurrency=1), engine_traits("vllm"), Limits(nodes=1, gpus=2))
     text = encode_plan(decided).decode()
+    surveyed = encode_survey(survey).decode()
     record = Record(
         version="1", request="", node=1, members=("a", "b"), facts="b", addresses=("", ""), plan=digest(text),
-        reason=None, unmeasured=None, faults=(), files=(),
+        survey=digest(surveyed), reason=None, unmeasured=None, faults=(), files=(),
     )  # fmt: skip
-    paper = Paper(text, encode_survey(survey).decode(), survey, record, "a test", "10.0.0.1", survey.topology)
+    paper = Paper(text, surveyed, survey, record, "a test", "10.0.0.1", survey.topology)
     written = node_files(paper, tmp_path, {})
     assert json.loads(written["argv.json"]) == []
     assert b"starts: nothing on this node\n" in written["summary.txt"]

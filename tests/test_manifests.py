@@ -95,6 +95,16 @@ def test_each_pod_is_told_its_share_of_the_load_and_its_gpus() -> None:
     assert "--input-tokens" not in words, "what nobody told is not told on"
 
 
+@pytest.mark.parametrize(("case", "kind"), ALL)
+def test_a_server_whose_image_does_not_know_the_pods_user_is_told_a_name(case: str, kind: str | None) -> None:
+    """getpass.getuser() fails without one, and with it the import of PyTorch."""
+    documents = [d for texts in manifests(decided_case(case), kind).values() for d in texts]
+    containers = [c for pod in pods(documents) for c in (*pod.get("initContainers", ()), *pod["containers"])]
+    told = [c["env"] for c in containers if any(variable["name"] == "HF_HOME" for variable in c.get("env", ()))]
+    assert told or kind == "jobset"
+    assert all({"name": "USER", "value": "engine"} in env for env in told)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_each_group_of_pods_may_start_one_replica_and_a_job_all(case: str) -> None:
     decided = decided_case(case)

@@ -32,9 +32,10 @@ _SURVEY = "survey.json"
 def drift_command(ctx: click.Context, plan_file: Path, sources: Sources, node: int | None, format: str) -> None:
     """Say whether PLAN was made for the GPUs and wires that are there now; end with 1 where it was not."""
     from configgen.run.drift import differences
+    from probe.sources.told import with_assumed_memory
 
     plan = read_plan(plan_file)
-    present = sources.topology()
+    present = with_assumed_memory(sources.topology())  # as every plan is made
     made_on = _made_on(plan_file)
     found = [
         text

@@ -182,7 +182,8 @@ def _nodes(service: Service) -> list[str]:
 
 def environment(wishes: Wishes) -> list[Data]:
     """What init and engine are told: where to keep files, and whose token to take."""
-    named = [{"name": "HOME", "value": CACHE}, {"name": "HF_HOME", "value": f"{CACHE}/huggingface"}]
+    user = {Said("name", "The image may not know this number, and PyTorch asks for a name."): "USER", "value": "engine"}
+    named = [{"name": "HOME", "value": CACHE}, user, {"name": "HF_HOME", "value": f"{CACHE}/huggingface"}]
     if wishes.token_secret is None:
         return named
     secret = {"secretKeyRef": {"name": wishes.token_secret, "key": "token"}}

@@ -46,6 +46,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     addresses: tuple[str, ...]
     plan: str
     """Digest of plan.json: equal on all nodes."""
+    survey: str
+    """Digest of survey.json."""
     reason: str | None
     """Why the group did not meet."""
     unmeasured: str | None
@@ -200,7 +202,7 @@ class Volume:
         if record is None:
             return None
         plan, survey = (_text(self.folder / name) for name in ("plan.json", "survey.json"))
-        if plan is None or survey is None or digest(plan) != record.plan:
+        if plan is None or survey is None or (digest(plan), digest(survey)) != (record.plan, record.survey):
             return None
         return Proposal(
             plan=plan,
@@ -214,23 +216,26 @@ class Volume:
     def stage(self, files: dict[str, bytes]) -> None:
         """All that differs from what is there. Raises UsageError where there is no room or no right to write."""
         self.discard()
-        changed = {name: data for name, data in files.items() if not _holds(self.folder / name, data)}
+        changed = {name: data for name, data in files.items() if not _holds(self.folder / name, data, _mode(name))}
         if not changed:
             return
+        for path in (self.folder / name for name in changed):
+            if path.is_dir() and not path.is_symlink():  # found out when it is published, others may have started
+                raise UsageError(f"cannot write into {self.folder}: {path.name} is a folder", cure="Take it away.")
         try:
             self._pending.mkdir(parents=True, exist_ok=True)
             for name, data in sorted(changed.items(), key=lambda file: file[0] == RECORD):
                 write_atomically(self._pending / name, data)
-                if name == "start":
-                    (self._pending / name).chmod(0o755)
+                if _mode(name):
+                    (self._pending / name).chmod(_mode(name))
         except OSError as error:
             self.discard()
             raise UsageError(
                 f"cannot write into {self.folder}: {error.strerror}", cure="Name another with --folder."
             ) from error
-        except UsageError:
+        except UsageError as error:
             self.discard()
-            raise
+            raise UsageError(error.problem, cure="Make room, or name another folder with --folder.") from error
 
     def publish(self) -> None:
         """What was staged takes its place; what the last plan needed and this one doesn't is removed."""
@@ -276,8 +281,15 @@ def _text(path: Path) -> str | None:
         return None
 
 
-def _holds(path: Path, data: bytes) -> bool:
+def _mode(name: str) -> int:
+    """What must be allowed; 0 for what the process's own mask says."""
+    return 0o755 if name == "start" else 0
+
+
+def _holds(path: Path, data: bytes, mode: int) -> bool:
     try:
-        return path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data
+        told = path.stat()
+        fits = told.st_size == len(data) and told.st_mode & mode == mode
+        return path.is_file() and fits and path.read_bytes() == data
     except OSError:
         return False

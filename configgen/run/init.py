@@ -18,13 +18,13 @@ from configgen.run.group import Roll, digest, holds_for, unable
 from configgen.run.meeting import attend, lead
 from configgen.run.messages import Hello, Measure, Proposal, Trouble, Unmet
 from probe import __version__
-from probe.errors import UsageError, WireloreError, one_line
+from probe.errors import NoGpuError, UsageError, WireloreError, one_line
 from probe.islands import fingerprint
 from probe.measurement import Survey
 from probe.merge import cluster
 from probe.sources.told import with_assumed_memory
 from probe.store import decode_survey, encode_survey
-from probe.topology import Topology
+from probe.topology import Node, Topology
 from probe.units import count
 
 _TELL_S = 10.0
@@ -198,7 +198,13 @@ class Member:
         if former is not None and not former.members and former.reason and _is_ours(former, self):
             reason = former.reason  # so that the same files stay the same, however the meeting failed this time
         r = self.request
-        gpus = seen_gpus(self.survey.topology, r.promised)
+        here = self.survey.topology.nodes[0]
+        if r.promised is not None and _visible(here) != r.promised:
+            raise NoGpuError(
+                f"the group did not meet, and this node has {count(_visible(here), 'GPU')}, not {r.promised}",
+                cure="Give the node back to the scheduler, or see `wirelore probe` for what it lacks.",
+            )
+        gpus = seen_gpus(self.survey.topology, None)
         decided = plan_without_meeting(self.standing.nodes, gpus, r.model, r.workload, r.traits, r.limits)
         told = Proposal(
             plan=encode_plan(decided).decode(), survey=encode_survey(self.survey).decode(), addresses=(), members=()
@@ -229,9 +235,9 @@ class Member:
     def _too_few(self, topology: Topology) -> list[str]:
         promised = self.request.promised
         return [
-            f"node {position} has {count(len(node.gpus), 'GPU')}, and {promised} were asked for"
+            f"node {position} has {count(_visible(node), 'GPU')}, and {promised} were asked for"
             for position, node in enumerate(topology.nodes)
-            if promised is not None and len(node.gpus) != promised
+            if promised is not None and _visible(node) != promised
         ]
 
     def _write(self, proposal: Proposal, *, reason: str | None) -> None:
@@ -243,6 +249,7 @@ class Member:
             facts=self.facts,
             addresses=proposal.addresses,
             plan=digest(proposal.plan),
+            survey=digest(proposal.survey),
             reason=reason,
             unmeasured=proposal.unmeasured,
             faults=proposal.faults,
@@ -331,6 +338,11 @@ def _decide_alone(member: Member, ends_s: float) -> None:
         proposal = member.decide(roll, ("",))
     member.stage(proposal)
     member.publish(proposal)
+
+
+def _visible(node: Node) -> int:
+    """GPUs that the scheduler gave: some hand them out by a variable and hide nothing else of the host."""
+    return sum(state.visible for state in node.gpus)
 
 
 def _is_ours(record: Record, member: Member) -> bool:
