@@ -7,10 +7,10 @@ from collections.abc import Callable
 from configgen.deploy.blocks import Said, yaml_documents
 from configgen.deploy.pod import (
     CACHE,
-    CLAIM,
     Data,
     chosen,
     claims,
+    compute_domain,
     container_security,
     devices,
     kubernetes_words,
@@ -99,24 +99,6 @@ def leader_worker_set(service: Service, wishes: Wishes) -> list[Data]:
         "spec": spec,
     }
     return [*compute_domain(service, wishes, service.name), group, _front(service, wishes, "leader")]
-
-
-def compute_domain(service: Service, wishes: Wishes, owner: str) -> list[Data]:
-    """The NVLink domain that the nodes of a group share, where the plan counts on one."""
-    if not service.nvlink_domain:
-        return []
-    spec = {
-        Said("numNodes", "Which nodes take part is told by the pods that hold a claim."): 0,
-        "channel": {"resourceClaimTemplate": {"name": f"{owner}-{CLAIM}"}},
-    }
-    return [
-        {
-            "apiVersion": "resource.nvidia.com/v1beta1",
-            "kind": "ComputeDomain",
-            "metadata": metadata(service, wishes, name=owner),
-            "spec": spec,
-        }
-    ]
 
 
 def probe_job(service: Service, wishes: Wishes) -> list[Data]:

@@ -6,10 +6,10 @@ from urllib.parse import quote
 
 from configgen.deploy.blocks import Lines, Said, yaml_text
 from configgen.deploy.config import flag_settings
-from configgen.deploy.kubernetes import compute_domain
 from configgen.deploy.pod import (
     CLAIM,
     Data,
+    compute_domain,
     container_security,
     devices,
     environment,

@@ -217,3 +217,21 @@ def _folder(service: Service, wishes: Wishes) -> str:
 
 def _mount(name: str, path: str) -> Data:
     return {"name": name, "mountPath": path}
+
+
+def compute_domain(service: Service, wishes: Wishes, owner: str) -> list[Data]:
+    """The NVLink domain that the nodes of a group share, where the plan counts on one."""
+    if not service.nvlink_domain:
+        return []
+    spec = {
+        Said("numNodes", "Which nodes take part is told by the pods that hold a claim."): 0,
+        "channel": {"resourceClaimTemplate": {"name": f"{owner}-{CLAIM}"}},
+    }
+    return [
+        {
+            "apiVersion": "resource.nvidia.com/v1beta1",
+            "kind": "ComputeDomain",
+            "metadata": metadata(service, wishes, name=owner),
+            "spec": spec,
+        }
+    ]
