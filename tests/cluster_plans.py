@@ -41,7 +41,7 @@ EVERYTHING = Wishes(
     model_claim="models",
     token_secret="hub",
     runtime_class="nvidia",
-    rdma="nvidia.com/rdma_shared",
+    rdma="nvidia.com/rdma_shared=1",
     read_only_root=True,
 )
 

@@ -196,8 +196,8 @@ def test_what_the_topology_needs_is_asked_for() -> None:
     one, *_ = manifests(decided_case("pairs"))["deployment.yaml"]
     assert "resourceClaims" not in pod_of(one)
     assert engine_of(one)["resources"] == {"limits": {"nvidia.com/gpu": 4}}
-    nodes = manifests(decided_case("nodes"), "lws", Wishes(rdma="rdma/hca"))["leaderworkerset.yaml"][0]
-    assert engine_of(nodes)["resources"]["limits"]["rdma/hca"] >= 1
+    nodes = manifests(decided_case("nodes"), "lws", Wishes(rdma="rdma/hca=4"))["leaderworkerset.yaml"][0]
+    assert engine_of(nodes)["resources"]["limits"]["rdma/hca"] == 4
     assert engine_of(nodes)["securityContext"]["capabilities"]["add"] == ["IPC_LOCK"]
 
 
@@ -206,6 +206,10 @@ def test_nics_near_the_gpus_ask_for_rdma_unless_told_not_to() -> None:
     known = replace(decided, sites=tuple(Site(nics=("mlx5_0", "mlx5_1")) for _ in decided.hostnames))
     group = manifests(known, "lws")["leaderworkerset.yaml"][0]
     assert init_of(group)["resources"]["limits"]["rdma/ib"] == 2
+    group = manifests(known, "lws", Wishes(rdma="rdma/hca"))["leaderworkerset.yaml"][0]
+    assert init_of(group)["resources"]["limits"]["rdma/hca"] == 2
+    with pytest.raises(UsageError, match="--rdma rdma/hca=N"):
+        manifests(decided, "lws", Wishes(rdma="rdma/hca"))
     group = manifests(known, "lws", Wishes(rdma="none"))["leaderworkerset.yaml"][0]
     assert init_of(group)["resources"]["limits"] == {"nvidia.com/gpu": 8}
 

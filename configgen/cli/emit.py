@@ -43,7 +43,7 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--runtime-class", metavar="NAME", help="Runtime class of the pods.")
     @click.option("--gpu-resource", metavar="RESOURCE", help="What a pod asks for. [default: nvidia.com/gpu]")
     @click.option(
-        "--rdma", metavar="RESOURCE", help="The RDMA devices' resource, or none. [default: rdma/ib, where NICs]"
+        "--rdma", metavar="NAME[=N]", help="The RDMA devices' resource, or none. [default: rdma/ib, where NICs]"
     )
     @click.option(
         "--read-only-root", is_flag=True, help="Read-only root filesystems, where your GPU runtime allows them."

@@ -27,6 +27,7 @@ _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _SERVICE = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 _SUBDOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _RESOURCE = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+_RDMA = re.compile(f"{_RESOURCE.pattern}(=[1-9][0-9]{{0,2}})?")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511}")
 _SERVERS = ("vllm", "sglang", "trtllm")
 
@@ -56,7 +57,7 @@ class Wishes:
             _check(option, image, _IMAGE, "REGISTRY/NAME:TAG")
         _check("--gpu-resource", self.gpu_resource, _RESOURCE, f"DOMAIN/NAME, like {GPU}")
         if self.rdma not in (None, "none"):
-            _check("--rdma", self.rdma, _RESOURCE, f"DOMAIN/NAME, like {RDMA}, or none")
+            _check("--rdma", self.rdma, _RDMA, f"DOMAIN/NAME or DOMAIN/NAME=N, like {RDMA}=8, or none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,11 +195,19 @@ def _image_note(wishes: Wishes) -> str | None:
 
 
 def _rdma(plan: Plan, wishes: Wishes, nodes: int, wires: set[str | None]) -> tuple[str, int] | None:
-    """RDMA devices for the replicas that cross nodes through NICs, as many as stand nearest to a node's GPUs."""
+    """RDMA devices for the replicas that cross nodes through NICs: as many as were told, or stand nearest to its GPUs.
+
+    Raises UsageError where nobody knows how many: with one for all its GPUs a node would be slow, and not say why.
+    """
     most = max((len(site.nics) for site in plan.sites), default=0)
     if wishes.rdma == "none" or nodes == 1 or (wishes.rdma is None and (not most or PathKind.NET.value not in wires)):
         return None
-    return (wishes.rdma or RDMA, most or 1)
+    name, _, told = (wishes.rdma or RDMA).partition("=")
+    if not (told or most):
+        raise UsageError(
+            f"the plan knows of no NICs, and so not how many {name} a node needs", cure=f"Write --rdma {name}=N."
+        )
+    return (name, int(told or most))
 
 
 def _check(option: str, told: str | None, pattern: re.Pattern[str], form: str) -> None:
