@@ -127,7 +127,7 @@ def test_replicas_that_begin_elsewhere_are_told_that_nodes_address(tmp_path: Pat
 
 def test_a_missing_worker_leaves_the_same_plan_to_all_others(tmp_path: Path) -> None:
     group = Group(tmp_path, 3, machine="machine:hgx-h100", model=BIG)
-    members = [group.start(node, deadline="4s") for node in (0, 1)]
+    members = [group.start(node, deadline="8s") for node in (0, 1)]
     results = [ended(member) for member in members]
     assert [r.code for r in results] == [0, 0], results
     assert group.plan(0) == group.plan(1)

@@ -50,7 +50,7 @@ def _replica(service: Service, plan: Plan, replica: Replica, number: int) -> Dat
         Said("deploy", "The same GPUs in both containers."): {
             "resources": {"reservations": {"devices": [_gpus(plan, replica)]}}
         },
-        "environment": {"HOME": "/cache", "HF_HOME": "/cache/huggingface"},
+        "environment": {"HOME": "/cache", "HF_HOME": "/cache/huggingface", "USER": "engine"},
     }
     folder = [_volume("bind", service.model, service.model)] if service.is_folder else []
     probe = {

@@ -141,7 +141,7 @@ def _job_spec(service: Service, wishes: Wishes, words: list[str]) -> Data:
         ): (service.engine_image),
         "command": ["wirelore", "measure"],
         "args": kubernetes_words([*words, "--budget", "60s", "--format", "json"]),
-        "env": [{"name": "HOME", "value": CACHE}],
+        "env": [{"name": "HOME", "value": CACHE}, {"name": "USER", "value": "engine"}],
         "resources": devices(service, wishes),
         "securityContext": container_security(service, wishes),
         "volumeMounts": [
