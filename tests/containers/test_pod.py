@@ -26,7 +26,8 @@ def test_the_engine_gets_what_is_planned_here_and_twice_the_same(
 ) -> None:
     node = install(description())
     processes = node.planned(tmp_path, MODEL)
-    started = play(pod("alone", spec, more=node.volumes, **node.environment, **SECRETS, SERVERS=str(len(processes))))
+    whole = with_words(spec, replicas=str(len(processes)))  # as emitted it asks for one, where its Service asks
+    started = play(pod("alone", whole, more=node.volumes, **node.environment, **SECRETS, SERVERS=str(len(processes))))
     first = started.ended()
     assert first.code == 0, first.log
     assert node.last_words == first.log, "the summary is the termination message"
@@ -43,6 +44,14 @@ def test_the_engine_gets_what_is_planned_here_and_twice_the_same(
     written = b"".join(started.file(name) for name in first.engines[0]["plan"])
     assert b"planted-" not in written + node.last_words.encode(), "and nothing of it is written down"
     assert started.again().engines == first.engines, "to the byte, as a node comes back after a restart"
+
+
+def test_a_pod_as_it_is_emitted_starts_one_server(spec: Data, play: Play, install: Install) -> None:
+    node = install(l40s_8())
+    ended = play(pod("one", spec, more=node.volumes, **node.environment)).ended()
+    assert ended.code == 0, ended.log
+    (server,) = ended.engines
+    assert "--port" not in server["argv"] or server["argv"][server["argv"].index("--port") + 1] == "8000"
 
 
 def test_a_pod_in_place_of_another_has_the_same_files(spec: Data, play: Play, install: Install) -> None:
