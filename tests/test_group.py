@@ -134,7 +134,8 @@ def test_a_missing_worker_leaves_the_same_plan_to_all_others(tmp_path: Path) -> 
     decided = decode_plan(group.plan(0) or b"", where="plan.json")
     assert decided.degraded[0].startswith("the group did not meet: 3 nodes with 8 GPUs each are assumed")
     assert decided.gpu_uuids == ((None,) * 8,) * 3
-    assert "not met: node 2 of 3 did not come in time" in results[0].out
+    told = next(line for line in results[0].out.splitlines() if line.startswith("not met: "))
+    assert told.endswith("2 of 3 did not come in time"), told  # on a busy machine the other may be late too
     late = group.run(2, deadline="200ms")
     assert late.code == 0, late
     assert group.the_plan() == group.plan(0), "who comes late starts on what the others started on"
