@@ -165,9 +165,11 @@ class Answer(BaseHTTPRequestHandler):
         if part == "log":
             return self.log(self.cluster.held[key], query)
         if part == "portforward":
-            return self.forward(key)
+            self.forward(key)
+            return None
         if "watch" in query:
-            return self.watched()
+            self.watched()
+            return None
         if self.command == "GET" and name is None:
             items = self.cluster.listed(kind, space, query)
             return {"apiVersion": met["version"], "kind": f"{kind}List", "metadata": {}, "items": items}

@@ -58,7 +58,7 @@ def test_pip_installs_both_into_one_environment(tmp_path: Path) -> None:
     assert "/shared/" in command.text
     run_in_bash(command.text.replace("/shared/", f"{shared}/"), tmp_path, offline)
     (program_there,) = shared.glob("*/bin/wirelore")
-    listed = [program_there.with_name("pip"), "list", "--format=freeze"]
+    listed = [str(program_there.with_name("pip")), "list", "--format=freeze"]
     told = subprocess.run(listed, env=offline, capture_output=True, text=True, check=True).stdout.splitlines()
     assert {f"wirelore=={__version__}", "vllm==0"} <= {*told}
 
