@@ -21,13 +21,16 @@ def merged(into: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="helm", allow_abbrev=False)
     verbs = parser.add_subparsers(required=True, dest="verb")
-    install = verbs.add_parser("install", allow_abbrev=False)
-    install.add_argument("name")
-    install.add_argument("chart")
-    install.add_argument("-f", "--values", action="append", default=[], type=Path)
-    install.add_argument("--set", action="append", default=[])
-    install.add_argument("-n", "--namespace", default="default")
-    install.add_argument("--create-namespace", action="store_true")
+    for verb in ("install", "upgrade"):
+        install = verbs.add_parser(verb, allow_abbrev=False)
+        install.add_argument("name")
+        install.add_argument("chart")
+        install.add_argument("-f", "--values", action="append", default=[], type=Path)
+        install.add_argument("--set", action="append", default=[])
+        install.add_argument("--namespace", default="default")
+        install.add_argument("--create-namespace", action="store_true")
+    # There is never a release to upgrade: none is kept.
+    verbs.choices["upgrade"].add_argument("--install", action="store_true", required=True)
     add = verbs.add_parser("repo", allow_abbrev=False).add_subparsers(required=True).add_parser("add")
     add.add_argument("name")
     add.add_argument("url")
@@ -43,7 +46,7 @@ def main() -> None:
     for expression in told.set:
         values = merged(values, helm_python.parse_set_string(expression))
     assert Path(told.chart, "Chart.yaml").is_file(), f"no chart is at {told.chart}"
-    # The release is not kept: Helm would write it down in protobuf, which the stand-in for a cluster does not read.
+    # Not kept: Helm would write it down in protobuf, which the stand-in for a cluster does not read.
     with helm_python.Config(namespace=told.namespace, storage_driver="memory") as config:
         config.install(told.chart, told.name, values, namespace=told.namespace, create_namespace=told.create_namespace)
 

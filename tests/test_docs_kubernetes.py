@@ -171,6 +171,15 @@ def test_the_agent_is_installed_on_every_node_by_its_chart(operator: Operator) -
     assert "wirelore.io/gpus=8" in operator.runs(labels)
 
 
+def test_the_agent_gets_the_right_to_label(operator: Operator) -> None:
+    pytest.importorskip("helm_python", reason="helm-python-sdk not installed: the labelling agent is NOT tested")
+    (upgrade,) = documented("kubernetes.md", "helm upgrade")
+    operator.runs(upgrade)
+    agent = operator.cluster.held["DaemonSet", "wirelore", "wirelore-agent"]
+    assert "--node-labels" in agent["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert [kind for kind, _, _ in operator.cluster.held if kind.startswith("ClusterRole")]
+
+
 def test_the_agent_is_installed_without_helm(operator: Operator) -> None:
     (apply,) = documented("kubernetes.md", "kubectl apply -k")
     operator.runs(apply)
