@@ -34,6 +34,7 @@ from configgen.deploy.slurm import slurm_files
 from configgen.deploy.systemd import systemd_files
 from configgen.engines.launcher import launch_of
 from configgen.engines.rules import engine_traits
+from configgen.hub import load_model
 from configgen.plan import Limits, Plan, Site
 from probe.errors import UsageError
 from probe.measurement import Survey
@@ -161,12 +162,22 @@ MISTAKES: dict[str, tuple[str, str | None, Spoil]] = {
     "kserve-word": ("nodes", "kserve", lambda m: m["spec"]["parallelism"].update(tensorParallel=8)),
     "kserve-type": ("nodes", "kserve", lambda m: m["spec"]["parallelism"].update(tensor="8")),
     "kserve-no-model": ("nodes", "kserve", lambda m: m["spec"].pop("model")),
+    "kserve-data-alone": ("nvlink-domain", "kserve", lambda m: _parallelism(m).pop("dataLocal")),
+    "kserve-both": ("nvlink-domain", "kserve", lambda m: _parallelism(m).update(pipeline=1)),
+    "kserve-workers-uncounted": ("nodes", "kserve", lambda m: _parallelism(m).pop("pipeline")),
+    "kserve-too-few": ("nodes", "kserve", lambda m: _parallelism(m).update(pipeline=1)),
+    "lws-too-many": ("nodes", "lws", lambda m: m["spec"]["leaderWorkerTemplate"].update(size=3)),
+    "lws-replicas": ("nodes", "lws", lambda m: m["spec"].update(replicas=1_000_001)),
     "ray-number": ("nodes", "rayservice", lambda m: _cluster(m)["headGroupSpec"]["rayStartParams"].update(x=0)),
     "ray-key": ("nodes", "rayservice", lambda m: _cluster(m)["workerGroupSpecs"][0].update(hosts=2)),
     "llm-d-key": ("nodes", "llm-d", lambda m: m["decode"]["parallelism"].update(pipeline=2)),
     "domain-type": ("nvlink-domain", "lws", lambda m: m["spec"].update(numNodes="4")),
     "domain-name": ("nvlink-domain", "lws", lambda m: m["spec"]["channel"].pop("resourceClaimTemplate")),
 }
+
+
+def _parallelism(manifest: Manifest) -> Manifest:
+    return manifest["spec"]["parallelism"]  # type: ignore[no-any-return]
 
 
 def _cluster(manifest: Manifest) -> Manifest:
@@ -176,7 +187,8 @@ def _cluster(manifest: Manifest) -> Manifest:
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_caught(mistake: str) -> None:
     case, kind, spoil = MISTAKES[mistake]
-    manifest = copy.deepcopy(next(iter(manifests(decided_case(case), kind).values()))[0])
+    documents = next(iter(manifests(decided_case(case), kind).values()))
+    manifest = copy.deepcopy(documents[-1] if kind == "kserve" else documents[0])  # behind its ComputeDomain
     assert faults(manifest) == []
     spoil(manifest)
     assert faults(manifest) != []
@@ -258,6 +270,18 @@ def test_any_data_reads_back_from_yaml_as_it_was(data: Any) -> None:
 @settings(derandomize=True, deadline=None)
 def test_every_model_gets_a_name_that_kubernetes_takes(model: str) -> None:
     assert re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", name_of(model))
+
+
+def test_what_kserve_would_start_with_other_pods_is_refused() -> None:
+    """Tensor parallelism over two nodes: KServe has no figure for their number."""
+    decided = plan(
+        Survey(machine("gb200-nvl72")), load_model("llama-3.1-70b", offline=True), LATENCY, engine_traits("vllm")
+    )
+    assert len(decided.replicas[0].nodes) == 2
+    assert decided.parallelism.pp == 1
+    with pytest.raises(UsageError, match="--kind lws"):
+        manifests(decided, "kserve")
+    assert manifests(decided, "lws")
 
 
 def test_training_engines_have_no_pod() -> None:
