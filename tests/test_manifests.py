@@ -291,6 +291,32 @@ def test_training_engines_have_no_pod() -> None:
         kubernetes_files(decided, launch_of(decided), Wishes())
 
 
+@pytest.mark.parametrize("kind", ["deployment", "llm-d", "kserve", "jobset", None])
+def test_the_node_keeps_what_is_measured_where_that_is_asked_for(kind: str | None) -> None:
+    folder = "/var/cache/wirelore"
+    files = manifests(decided_case("pairs"), kind, Wishes(cache_host_path=folder))
+    found = [pod for documents in files.values() for document in documents for pod in pods(document)]
+    assert found
+    for pod in found:
+        measuring, *engines = [*pod.get("initContainers", []), *pod["containers"]]
+        assert {"name": "measured", "hostPath": {"path": folder, "type": "Directory"}} in pod["volumes"]
+        assert {"name": "measured", "mountPath": "/measured"} in measuring["volumeMounts"]
+        assert {"name": "XDG_CACHE_HOME", "value": "/measured"} in measuring["env"]
+        assert all("measured" not in str([e["volumeMounts"], e["env"]]) for e in engines), "the engine writes none"
+    for documents in files.values():
+        for document in documents:
+            told = {"a folder of the node is mounted"} if list(pods(document)) else set()
+            assert set(faults(document)) == told
+    with pytest.raises(UsageError, match="Leave --cache-host-path away"):
+        manifests(decided_case("pairs"), "rayservice", Wishes(cache_host_path=folder))
+
+
+@pytest.mark.parametrize("told", ["relative", "/", "/a/../b", "/a b", "/a:b", "/$(x)", "/a/", ""])
+def test_only_a_plain_folder_of_the_nodes_is_mounted(told: str) -> None:
+    with pytest.raises(UsageError, match="--cache-host-path"):
+        Wishes(cache_host_path=told)
+
+
 def test_a_model_in_a_folder_needs_the_claim_that_holds_it() -> None:
     decided = named(decided_case("pairs"), "/srv/models/mine")
     with pytest.raises(UsageError, match="--model-claim"):

@@ -70,6 +70,8 @@ def ray_service(service: Service, plan: Plan, launch: Launch, wishes: Wishes) ->
     _needs(service, "vllm", "Ray Serve")
     if plan.parallelism.attention_dp > 1:
         raise UsageError("Ray Serve has an application of its own for attention-DP", cure="Use --kind lws.")
+    if wishes.cache_host_path:
+        raise UsageError("nothing measures in Ray's pods, so they keep nothing", cure="Leave --cache-host-path away.")
     image = wishes.engine_image or f"{REGISTRY}/ray-llm:{RAY_VERSION}"
     security = container_security(service, wishes)
     common = {
