@@ -546,6 +546,43 @@ assert kept.file, kept.reason
     assert "measured-gbps" not in wirelore("agent", "--once", environ={**told}).data()
 
 
+def test_what_one_init_measured_the_next_one_and_the_agent_know(fake_nvml: Path, tmp_path: Path) -> None:
+    """One folder of the node in all of them, as `emit --cache-host-path` and the chart's cache.hostPath mount it."""
+    told = environment(
+        LD_LIBRARY_PATH=str(fake_nvml),
+        FAKE_NVML=str(well().write(tmp_path / "this")),
+        XDG_CACHE_HOME=str(tmp_path / "node"),
+    )
+    code = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv.pop(1))
+import probe.bench.preflight, probe.bench.session
+from configgen.cli import main
+from measured_surveys import curve, refs
+from probe.measurement import Survey
+from probe.sources.registry import read_this_machine
+
+def measure(order, **_):
+    with Path("measured").open("a") as file:
+        file.write("once\\n")
+    topology = read_this_machine()
+    made = curve(topology, refs(*range(8)), 450.0, library_version="2.27.3")
+    return Survey(topology, curves=(made,), measured_at="2026-11-20T12:00:00Z")
+
+probe.bench.preflight.preflight = lambda *_, **__: ()
+probe.bench.session.measure = measure
+main()
+"""
+    for folder in ("first", "second"):
+        words = ["init", "llama-3.1-8b", "--offline", "--folder", folder]
+        command = [sys.executable, "-c", code, str(Path(__file__).parent), *words]
+        ended = subprocess.run(command, env=told, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+        assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "measured").read_text() == "once\n"
+    assert "wirelore.io/measured-gbps=400\n" in wirelore("agent", "--once", environ={**told}).data()
+
+
 # ---- the command ---------------------------------------------------------------------------------------------------
 
 

@@ -84,6 +84,18 @@ def test_systemd_takes_the_unit_and_enables_it(tmp_path: Path, followed: Path) -
     assert (verified.returncode, unit.name in verified.stderr) == (0, False), verified.stderr
 
 
+def test_a_nodes_folder_is_made_for_the_pods_user(tmp_path: Path) -> None:
+    """In a folder in place of /var/cache, of this user's own where only root could give it away."""
+    (command,) = documented("kubernetes.md", "install -d")
+    assert "/var/cache/" in command.text
+    text = command.text.replace("/var/cache/", f"{tmp_path}/")
+    if os.geteuid():
+        text = text.replace("-o 1000 -g 1000", f"-o {os.getuid()} -g {os.getgid()}")
+    run_in_bash(text, tmp_path, environment())
+    made = (tmp_path / "wirelore/wirelore/surveys").stat()
+    assert (made.st_uid, made.st_mode & 0o777) == (os.getuid() or 1000, 0o755)
+
+
 def test_compose_finds_its_file(followed: Path) -> None:
     """No daemon of Docker's is asked: only that the file is there, by the name that the command gives it."""
     (command,) = documented("kubernetes.md", "docker compose")
