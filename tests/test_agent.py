@@ -295,6 +295,27 @@ def test_a_survey_that_cannot_be_renewed_stays(tmp_path: Path) -> None:
     assert decode_survey((tmp_path / "survey.json").read_bytes(), where="it").topology.gpu_count == 2
 
 
+def test_a_bug_in_one_outlet_ends_neither_the_agent_nor_the_others(tmp_path: Path) -> None:
+    said: list[str] = []
+    topology = machine("machine:l4-2")
+    unwritable = replace(topology, nodes=(replace(topology.nodes[0], hostname="n\udcff"),))
+    outlets = Outlets(features=tmp_path, survey=tmp_path / "survey.json")
+    one = Agent(lambda: seen(unwritable), outlets, said.append, interval_s=60.0)
+    one.once()
+    refused = dict(one.state.refused)
+    assert refused["features"] is None
+    assert "UnicodeEncodeError" in str(refused["survey"])
+    assert [line for line in said if "survey not published: this is a bug in wirelore" in line]
+
+
+def test_a_node_name_that_no_file_can_hold_is_none(fake_nvml: Path, tmp_path: Path) -> None:
+    with agent(tmp_path, fake_nvml, well(), NODE_NAME="n\udcff") as run:
+        run.until((tmp_path / "survey.json").exists)
+        assert run.metric("wirelore_published", to="survey") == 1
+    (node,) = decode_survey((tmp_path / "survey.json").read_bytes(), where="it").topology.nodes
+    assert node.hostname != "n\udcff"
+
+
 # ---- HTTP ----------------------------------------------------------------------------------------------------------
 
 
