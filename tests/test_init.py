@@ -23,8 +23,8 @@ from stub_engine import AWKWARD
 from configgen.document import decode_plan
 from configgen.engines.rules import engine_traits
 from configgen.plan import Limits, Workload
-from configgen.run.files import Volume
 from configgen.run.init import Member, Request, Standing, settle_plan
+from configgen.run.volume import Volume
 from probe.errors import MeasureError
 from probe.measurement import Curve, CurveKey, Sample, Survey
 from probe.sources.machines import machine
@@ -429,8 +429,9 @@ def test_a_node_that_the_plan_leaves_idle_waits(tmp_path: Path) -> None:
     """A container that ended would be started again and again."""
     from configgen.decide import plan
     from configgen.document import encode_plan
-    from configgen.run.files import Paper, Record, node_files
+    from configgen.run.files import Paper, node_files
     from configgen.run.group import digest
+    from configgen.run.volume import Record
     from probe.store import encode_survey
 
     survey = Survey(cluster_of(node_of(2, 80, "all"), node_of(2, 80, "all")))

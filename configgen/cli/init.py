@@ -126,7 +126,7 @@ def _request(
 
 
 def _member(request: Request, sources: Sources, folder: Path, standing: Standing) -> Member:
-    from configgen.run.files import Volume
+    from configgen.run.volume import Volume
 
     survey = sources.survey()
     if len(survey.topology.nodes) > 1:

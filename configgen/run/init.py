@@ -13,10 +13,11 @@ from configgen.document import encode_plan
 from configgen.model import ModelSpec
 from configgen.plan import EngineTraits, Limits, Workload
 from configgen.run.assumed import plan_without_meeting, seen_gpus
-from configgen.run.files import Paper, Record, Volume, node_files
+from configgen.run.files import Paper, node_files
 from configgen.run.group import Roll, digest, holds_for, unable
 from configgen.run.meeting import attend, lead
 from configgen.run.messages import Hello, Measure, Proposal, Trouble, Unmet
+from configgen.run.volume import Record, Volume
 from probe import __version__
 from probe.errors import NoGpuError, UsageError, WireloreError, one_line
 from probe.islands import fingerprint
@@ -271,18 +272,19 @@ class Member:
 def settle_plan(member: Member, *, ends_s: float) -> Done:
     """Brings the node to a plan in its folder. `ends_s` is of time.monotonic(). Raises WireloreError where starting an
     engine would surely fail: then nothing was written."""
-    standing = member.standing
-    if standing.nodes == 1:
-        _decide_alone(member, ends_s)
-    else:
-        hello = member.hello()
-        if standing.node == 0:
-            outcome = lead(hello, member, standing.port, ends_s=ends_s)
+    with member.volume.alone(ends_s):
+        standing = member.standing
+        if standing.nodes == 1:
+            _decide_alone(member, ends_s)
         else:
-            outcome = attend(hello, member, standing.address, standing.port, ends_s=ends_s)
-        if isinstance(outcome, Unmet):
-            member.without_meeting(outcome.reason)
-    return member.done()
+            hello = member.hello()
+            if standing.node == 0:
+                outcome = lead(hello, member, standing.port, ends_s=ends_s)
+            else:
+                outcome = attend(hello, member, standing.address, standing.port, ends_s=ends_s)
+            if isinstance(outcome, Unmet):
+                member.without_meeting(outcome.reason)
+        return member.done()
 
 
 def tell_trouble(standing: Standing, request: Request | None, error: WireloreError, *, ends_s: float) -> None:
