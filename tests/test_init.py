@@ -216,8 +216,9 @@ def test_gpus_that_the_scheduler_hides_were_not_asked_for(tmp_path: Path, fake_m
     assert "were asked for" not in init(*words, "4", "--folder", "one", cwd=tmp_path, environ=here).data()
     assert "node 0 has 4 GPUs, and 8 were" in init(*words, "8", "--folder", "all", cwd=tmp_path, environ=here).data()
     assert "not met: " in init(*words, "4", "--folder", "group", cwd=tmp_path, environ=here | unmet).data()
-    decided = decode_plan((tmp_path / "group" / "plan.json").read_bytes(), where="plan.json")
-    assert {ref.gpu for replica in decided.replicas for ref in replica.gpus} <= {4, 5, 6, 7}
+    processes = json.loads((tmp_path / "group" / "argv.json").read_text())
+    told = [argv[argv.index("--device-ids") + 1].split(",") for argv in (process["argv"] for process in processes)]
+    assert {gpu for gpus in told for gpu in gpus} <= {"4", "5", "6", "7"}
     refused = init(*words, "8", "--folder", "none", cwd=tmp_path, environ=here | unmet)
     assert refused.code == 4
     assert "this node has 4 GPUs, not 8" in refused.err

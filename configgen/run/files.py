@@ -15,9 +15,9 @@ from configgen.launch import Launch, Process
 from configgen.plan import Plan
 from configgen.report.lines import measured_line
 from configgen.run.launch import Start, starts
-from configgen.run.place import Place
+from configgen.run.place import Place, on_own_gpus
 from configgen.run.volume import RECORD, Record
-from probe.errors import one_line
+from probe.errors import NoGpuError, one_line
 from probe.measurement import Survey
 from probe.store import to_json
 from probe.topology import Topology
@@ -45,10 +45,14 @@ class Paper:
 
 
 def node_files(paper: Paper, folder: Path, environ: dict[str, str]) -> dict[str, bytes]:
-    """File name -> content. Equal papers give equal bytes. Raises UsageError for what the environment should tell."""
-    decided = decode_plan(paper.plan.encode(), where="plan.json")
-    launch = launch_of(decided)
+    """File name -> content. Equal papers give equal bytes. Raises UsageError for what the environment should tell, and
+    NoGpuError where this node's GPUs can't be told to who starts its part."""
+    planned = decode_plan(paper.plan.encode(), where="plan.json")
     record = paper.record
+    decided = on_own_gpus(planned, record.node, paper.here)
+    if decided != planned:
+        _require_own_start(planned, record.node)
+    launch = launch_of(decided)
     own = list(_starts(launch, decided, paper, folder, environ))
     configs = _configs(launch, [process for process, _ in own])
     ready = [start for _, start in own]
@@ -63,6 +67,18 @@ def node_files(paper: Paper, folder: Path, environ: dict[str, str]) -> dict[str,
     }
     record = msgspec.structs.replace(record, files=tuple(sorted([*files, RECORD])))
     return {name: text.encode() for name, text in files.items()} | {RECORD: to_json(record)}
+
+
+def _require_own_start(plan: Plan, node: int) -> None:
+    """Raises NoGpuError where one command starts a replica's ranks on several nodes: it names the same GPUs on all."""
+    started = {(process.node, process.replica) for process in launch_of(plan).processes}
+    for number, replica in enumerate(plan.replicas):
+        if node in replica.nodes and any((other, number) not in started for other in replica.nodes):
+            raise NoGpuError(
+                "the group did not meet, and the GPUs that this node may use are not its first ones, while one command "
+                f"of {plan.engine.engine} starts a server on several nodes, with the same GPUs on each",
+                cure="Give all nodes the same CUDA_VISIBLE_DEVICES, or start the group again so that it meets.",
+            )
 
 
 def _starts(
