@@ -17,12 +17,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from agent_run import Running, agent, free_port
+from agent_run import Running, agent
 from audit_cases import plain
 from command import environment, wirelore
 from fake_nvml import FakeMachine
 from fake_nvml.machines import LOST, Description, healthy, hgx_h100
 from measured_surveys import curve, refs
+from ports import free_port
 
 from configgen.audited import Audited
 from configgen.run.agent import Seen, State, changes

@@ -17,7 +17,8 @@ from builders import cluster_of, llama_70b, node_of
 from command import Ended, environment, wirelore
 from fake_nvml import FakeMachine
 from fake_nvml.machines import a100_mig, l40s_8, rtx_3090_bridges
-from members import OF_LAUNCHERS, PLAIN, Group, free_port
+from members import OF_LAUNCHERS, PLAIN, Group
+from ports import free_port
 from stub_engine import AWKWARD
 
 from configgen.document import decode_plan
