@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from cluster_plans import decided_case, manifests, pods
-from members import JOB, LWS, OF_LAUNCHERS, PLAIN, TRAINER, Group
+from members import JOB, LWS, OF_LAUNCHERS, PLAIN, TRAINER, Group, told_by
 
 from configgen.cli.measure import measure_command
+from configgen.run.place import find_place
 from probe.bench.rendezvous import DEFAULT_PORT, KUBERNETES_JOB, find_rendezvous
 
 
@@ -65,3 +66,12 @@ def test_the_probes_jobset_tells_its_pods_all_that_they_need(monkeypatch: pytest
         assert (found.nodes, found.node, found.port) == (nodes, index, DEFAULT_PORT)
         assert found.address == f"{name}-{replicated['name']}-0-0.{name}"
         assert found.origin.startswith(f"{KUBERNETES_JOB},"), "by which a name that comes late is waited for"
+
+
+def test_a_range_of_nodes_is_no_group_to_a_plan_of_one() -> None:
+    """`wirelore launch`: how many nodes there are is in the plan."""
+    elastic = {**told_by(TRAINER, 1, 2, "10.0.0.1"), "PET_NNODES": "1:4"}
+    own = find_place(decided_case("pairs"), elastic, node=None, hostname="pod-1")
+    assert (own.node, own.origin) == (0, "the only node")
+    part = find_place(decided_case("nodes"), elastic, node=None, hostname="pod-1")
+    assert (part.node, part.origin, part.address) == (1, TRAINER, "10.0.0.1")
