@@ -62,6 +62,7 @@ sbom:
 # The image, and pods of it with a stub engine, under a real podman; skipped, aloud, where no container runs.
 container-test: setup
 	-scripts/setup-podman
+	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,compose]'
 	$(BIN)/pytest -q tests/containers
 
 # The page in a real Chromium: sizes, themes, without scripts, accessibility. Look at what lies in build/screenshots.

@@ -131,8 +131,8 @@ def remember(survey: Survey) -> Kept:
     libraries = sorted({curve.key.library_version or "" for curve in survey.curves})
     file = folder / f"{wires}-{_hashed(libraries)}.json"
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.chmod(0o700)
+        if not folder.is_dir():  # one that is there was made for more than this user: its mode is its owner's to say
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if (fuller := _fuller(file, survey)) is not None:
             return Kept(reason=fuller)
         _write(file, survey)

@@ -1,9 +1,12 @@
 """What manifests of custom kinds are checked against: the projects' own CRDs where `scripts/setup-crds` has them, and
-everywhere the part of them that we write, read off their APIs' types, around Kubernetes' own schema of a pod.
+everywhere the part of them that we write, around Kubernetes' own schema of a pod.
 
-Both with unknown keys forbidden. The types: kubernetes-sigs/lws api/leaderworkerset/v1, kubernetes-sigs/jobset
-api/jobset/v1alpha2, kserve/kserve pkg/apis/serving/v1alpha2, ray-project/kuberay ray-operator/apis/ray/v1,
-NVIDIA/k8s-dra-driver-gpu's ComputeDomain, llm-d-incubation/llm-d-modelservice's values.
+Both with unknown keys forbidden. Our part was compared key by key (types, enums, bounds, required keys, CEL rules) with
+the CRDs at the very commits that `scripts/setup-crds` names: kubernetes-sigs/lws 17b781c, kubernetes-sigs/jobset
+0a2be5c, kserve/kserve 01b1241, ray-project/kuberay 02a80a6, NVIDIA/k8s-dra-driver-gpu 5a0112c. What KServe's webhook
+refuses and its CRD does not is in its pkg/apis/serving/v1alpha2/llm_inference_service_validation.go at 00bd5d0; llm-d's
+values are those of llm-d-incubation/llm-d-modelservice. What we always write is required here, also where the project
+has a default.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ Schema = dict[str, Any]
 
 FOLDER = Path(os.environ.get("CRDS_HOME") or Path(__file__).resolve().parent.parent / ".crds")
 INTEGER: Schema = {"type": "integer", "minimum": 0}
+GROUPS: Schema = {**INTEGER, "maximum": 1_000_000}
 COUNT: Schema = {"type": "integer", "minimum": 1}
 TEXT: Schema = {"type": "string", "minLength": 1}
 FLAG: Schema = {"type": "boolean"}
@@ -52,9 +56,17 @@ def one_of(*words: str) -> Schema:
     return {"enum": [*words]}
 
 
-PARALLELISM = closed(
-    "tensor", tensor=COUNT, pipeline=COUNT, data=COUNT, dataLocal=COUNT, dataRPCPort=COUNT, expert=FLAG
-)
+# The last two are the webhook's: data with its share of a node, and never beside pipeline.
+PARALLELISM = {
+    **closed("tensor", tensor=COUNT, pipeline=COUNT, data=COUNT, dataLocal=COUNT, expert=FLAG),
+    "dependentRequired": {"data": ["dataLocal"], "dataLocal": ["data"]},
+    "not": {"required": ["pipeline", "data"]},
+}
+# The webhook takes workers only where parallelism says over how many pods a group lies.
+WORKERS_COUNTED: Schema = {
+    "if": {"required": ["worker"]},
+    "then": {"properties": {"parallelism": {"anyOf": [{"required": ["pipeline"]}, {"required": ["data"]}]}}},
+}
 WORKERS = closed(
     "groupName minReplicas maxReplicas rayStartParams template",
     groupName=TEXT,
@@ -70,7 +82,7 @@ SPECS: dict[str, tuple[str, Schema]] = {
         "leaderworkerset.x-k8s.io/v1",
         closed(
             "leaderWorkerTemplate",
-            replicas=INTEGER,
+            replicas=GROUPS,
             startupPolicy=one_of("LeaderCreated", "LeaderReady"),
             leaderWorkerTemplate=closed(
                 "workerTemplate",
@@ -91,15 +103,18 @@ SPECS: dict[str, tuple[str, Schema]] = {
     ),
     "LLMInferenceService": (
         "serving.kserve.io/v1alpha2",
-        closed(
-            "model",
-            model=closed("uri", uri={"type": "string", "format": "uri"}, name=TEXT),
-            storageInitializer=closed(enabled=FLAG),
-            replicas=INTEGER,
-            parallelism=PARALLELISM,
-            template=POD,
-            worker=POD,
-        ),
+        {
+            **closed(
+                "model parallelism",
+                model=closed("uri", uri={"type": "string", "format": "uri"}, name=TEXT),
+                storageInitializer=closed(enabled=FLAG),
+                replicas=INTEGER,
+                parallelism=PARALLELISM,
+                template=POD,
+                worker=POD,
+            ),
+            **WORKERS_COUNTED,
+        },
     ),
     "RayService": (
         "ray.io/v1",
@@ -179,16 +194,17 @@ def own_shape(kind: str, version: str) -> Draft202012Validator:
 
 
 @cache
-def published(kind: str) -> Draft202012Validator | None:
+def published(kind: str, folder: Path = FOLDER) -> Draft202012Validator | None:
     """The project's own schema, where `scripts/setup-crds` brought it, unknown keys forbidden."""
     api_version, _ = SPECS[kind]
     group, _, version = api_version.partition("/")
-    for path in sorted(FOLDER.glob("*.yaml")):
+    for path in sorted(folder.glob("*.yaml")):
         for document in yaml.safe_load_all(path.read_text()):
             spec = (document or {}).get("spec", {})
             if spec.get("group") == group and spec.get("names", {}).get("kind") == kind:
-                (schema,) = [v["schema"]["openAPIV3Schema"] for v in spec["versions"] if v["name"] == version]
-                return Draft202012Validator(_closed_throughout(schema))
+                served = {v["name"]: v["schema"]["openAPIV3Schema"] for v in spec["versions"] if v["served"]}
+                assert version in served, f"{path.name} has {kind} as {sorted(served)}, and we write {version}"
+                return Draft202012Validator(_closed_throughout(served[version]))
     return _from_models() if kind == "JobSet" else None
 
 

@@ -17,7 +17,8 @@ VERSIONS = sorted(set(utils.all_versions()), key=lambda version: [int(part) for 
 
 def faults(manifest: Manifest) -> list[str]:
     """Everything that is wrong with one document, in words."""
-    return [*schema_faults(manifest), *(fault for pod in pods(manifest) for fault in _of_pod(pod))]
+    of_pods = (fault for pod in pods(manifest) for fault in _of_pod(pod))
+    return [*schema_faults(manifest), *_of_group(manifest), *of_pods]
 
 
 def schema_faults(manifest: Manifest) -> Iterator[str]:
@@ -35,6 +36,29 @@ def schema_faults(manifest: Manifest) -> Iterator[str]:
     own = published(kind) if kind in SPECS else None
     if own is not None:
         yield from (f"{kind} as published: {e.message[:200]}" for e in own.iter_errors(manifest))
+
+
+def _of_group(manifest: Manifest) -> Iterator[str]:
+    """What is started together must be as many as init waits for."""
+    spec = manifest.get("spec", {})
+    size = {
+        "LeaderWorkerSet": lambda: spec.get("leaderWorkerTemplate", {}).get("size"),
+        "LLMInferenceService": lambda: _members(spec.get("parallelism", {})) if "worker" in spec else 1,
+    }.get(manifest.get("kind", ""))
+    if size is None:
+        return
+    for pod in pods(manifest):
+        words = pod["initContainers"][0].get("args", [])
+        waits = int(words[words.index("--nodes") + 1]) if "--nodes" in words else 1
+        if size() != waits:
+            yield f"{size()} pods are a group, and each waits for {waits}"
+
+
+def _members(parallelism: Manifest) -> object:
+    """As KServe counts them (kserve/kserve pkg/apis/serving/v1alpha2: ParallelismSpec.GetSize)."""
+    if "data" in parallelism:
+        return parallelism["data"] // parallelism.get("dataLocal", 1)
+    return parallelism.get("pipeline")
 
 
 def _of_pod(pod: Manifest) -> Iterator[str]:

@@ -184,6 +184,8 @@ def test_load_changes_no_label_and_no_line(fake_machine: FakeMachine) -> None:
 
 
 def test_a_node_that_works_passes_its_audit(fake_machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("configgen.run.look.require_nothing_stuck", lambda: None)  # other tests' children are none
+
     def findings(description: Description) -> dict[str, Severity]:
         for name, value in fake_machine(description).items():
             monkeypatch.setenv(name, value)
@@ -294,6 +296,27 @@ def test_a_survey_that_cannot_be_renewed_stays(tmp_path: Path) -> None:
     one.once()
     one.once()
     assert decode_survey((tmp_path / "survey.json").read_bytes(), where="it").topology.gpu_count == 2
+
+
+def test_a_bug_in_one_outlet_ends_neither_the_agent_nor_the_others(tmp_path: Path) -> None:
+    said: list[str] = []
+    topology = machine("machine:l4-2")
+    unwritable = replace(topology, nodes=(replace(topology.nodes[0], hostname="n\udcff"),))
+    outlets = Outlets(features=tmp_path, survey=tmp_path / "survey.json")
+    one = Agent(lambda: seen(unwritable), outlets, said.append, interval_s=60.0)
+    one.once()
+    refused = dict(one.state.refused)
+    assert refused["features"] is None
+    assert "UnicodeEncodeError" in str(refused["survey"])
+    assert [line for line in said if "survey not published: this is a bug in wirelore" in line]
+
+
+def test_a_node_name_that_no_file_can_hold_is_none(fake_nvml: Path, tmp_path: Path) -> None:
+    with agent(tmp_path, fake_nvml, well(), NODE_NAME="n\udcff") as run:
+        run.until((tmp_path / "survey.json").exists)
+        assert run.metric("wirelore_published", to="survey") == 1
+    (node,) = decode_survey((tmp_path / "survey.json").read_bytes(), where="it").topology.nodes
+    assert node.hostname != "n\udcff"
 
 
 # ---- HTTP ----------------------------------------------------------------------------------------------------------
@@ -545,6 +568,43 @@ assert kept.file, kept.reason
     other |= {f"uuid {i}": f"GPU-{i:08x}-ffff-bbbb-cccc-00000000000{i}" for i in range(8)}
     other.write(tmp_path / "this")
     assert "measured-gbps" not in wirelore("agent", "--once", environ={**told}).data()
+
+
+def test_what_one_init_measured_the_next_one_and_the_agent_know(fake_nvml: Path, tmp_path: Path) -> None:
+    """One folder of the node in all of them, as `emit --cache-host-path` and the chart's cache.hostPath mount it."""
+    told = environment(
+        LD_LIBRARY_PATH=str(fake_nvml),
+        FAKE_NVML=str(well().write(tmp_path / "this")),
+        XDG_CACHE_HOME=str(tmp_path / "node"),
+    )
+    code = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv.pop(1))
+import probe.bench.preflight, probe.bench.session
+from configgen.cli import main
+from measured_surveys import curve, refs
+from probe.measurement import Survey
+from probe.sources.registry import read_this_machine
+
+def measure(order, **_):
+    with Path("measured").open("a") as file:
+        file.write("once\\n")
+    topology = read_this_machine()
+    made = curve(topology, refs(*range(8)), 450.0, library_version="2.27.3")
+    return Survey(topology, curves=(made,), measured_at="2026-11-20T12:00:00Z")
+
+probe.bench.preflight.preflight = lambda *_, **__: ()
+probe.bench.session.measure = measure
+main()
+"""
+    for folder in ("first", "second"):
+        words = ["init", "llama-3.1-8b", "--offline", "--folder", folder]
+        command = [sys.executable, "-c", code, str(Path(__file__).parent), *words]
+        ended = subprocess.run(command, env=told, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+        assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "measured").read_text() == "once\n"
+    assert "wirelore.io/measured-gbps=400\n" in wirelore("agent", "--once", environ={**told}).data()
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------

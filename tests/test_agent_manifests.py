@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,10 +39,10 @@ def chart(values: dict[str, Any], release: str = "wirelore-agent") -> list[Manif
     return sorted(documents, key=lambda d: d["kind"])
 
 
-def base() -> list[Manifest]:
+def base(folder: Path = AGENT / "kustomize") -> list[Manifest]:
     if shutil.which("kubectl") is None:
         pytest.skip("no kubectl: the kustomize base is NOT rendered")
-    command = ["kubectl", "kustomize", str(AGENT / "kustomize")]
+    command = ["kubectl", "kustomize", str(folder)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     assert ended.returncode == 0, ended.stderr
     return list(yaml.safe_load_all(ended.stdout))
@@ -70,6 +71,29 @@ def test_chart_and_base_are_the_same_pod() -> None:
     (other,) = (pod for pod in pods(base()))
     assert one == other
     assert one["containers"][0]["image"] == f"registry.example.com/wirelore:{__version__}"
+
+
+def by_name(pod: Manifest) -> Manifest:
+    """Kustomize puts what it adds first, where the order says nothing."""
+    (container,) = pod["containers"]
+    lists = ("env", "volumeMounts")
+    ordered = {key: sorted(container[key], key=lambda item: item["name"]) for key in lists}
+    volumes = sorted(pod["volumes"], key=lambda volume: volume["name"])
+    return {**pod, "containers": [{**container, **ordered}], "volumes": volumes}
+
+
+def test_the_component_of_the_base_is_the_value_of_the_chart(tmp_path: Path) -> None:
+    kustomize = Path(shutil.copytree(AGENT / "kustomize", tmp_path / "base"))
+    overlay = tmp_path / "overlay"
+    overlay.mkdir()
+    told = {"resources": ["../base"], "components": ["../base/measured"]}
+    (overlay / "kustomization.yaml").write_text(yaml.safe_dump(told))
+    assert kustomize.is_dir()
+    documents = base(overlay)
+    assert [fault for document in documents for fault in schema_faults(document)] == []
+    (one,) = (pod for pod in pods(documents))
+    (other,) = (pod for pod in pods(chart(MEASURED)))
+    assert by_name(one) == by_name(other)
 
 
 @pytest.mark.parametrize("values", VALUES)

@@ -102,6 +102,15 @@ def test_only_this_user_may_look_into_the_folder(home: Path) -> None:
     assert home.stat().st_mode & 0o777 == 0o700
 
 
+def test_a_folder_that_was_made_for_others_too_stays_theirs(home: Path) -> None:
+    """Another user's agent reads what was measured, where an operator wanted that."""
+    home.mkdir(parents=True)
+    home.chmod(0o755)
+    kept = remember(measured(real()))
+    assert kept.file is not None
+    assert (home.stat().st_mode & 0o777, kept.file.stat().st_mode & 0o044) == (0o755, 0o044)
+
+
 @pytest.mark.parametrize(
     "survey",
     [

@@ -6,52 +6,17 @@ import difflib
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import pytest
 from command import wirelore
+from docs_commands import PAGES, examples
 
 from configgen.cli.root import wirelore as root
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OMITTED = "..."
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-
-
-@dataclass(frozen=True)
-class Example:
-    """A command of a ```console block, the line it stands in, and the output that is shown below it."""
-
-    line: int
-    command: str
-    shown: tuple[str, ...]
-
-
-def fences(text: str) -> Iterator[tuple[str, int, list[str]]]:
-    """(language, number of the first line, lines) of every fenced block."""
-    language, start, block = None, 0, []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.startswith("```"):
-            block.append(line)
-        elif language is None:
-            language, start, block = line[3:].strip(), number + 1, []
-        else:
-            yield language, start, block
-            language = None
-    assert language is None, "a block is not closed"
-
-
-def examples(text: str) -> Iterator[Example]:
-    for language, start, block in fences(text):
-        if language != "console":
-            continue
-        starts = [i for i, line in enumerate(block) if line.startswith("$ ")]
-        assert starts[:1] == [0], f"line {start}: a console block begins with a command"
-        for i, end in zip(starts, [*starts[1:], len(block)], strict=True):
-            yield Example(start + i, block[i][2:], tuple(block[i + 1 : end]))
 
 
 def is_shown(printed: list[str], shown: list[str]) -> bool:

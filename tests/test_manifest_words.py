@@ -114,6 +114,31 @@ def test_the_batch_script_plans_on_every_node_and_starts_each_part(tmp_path: Pat
     assert list(work.iterdir()) == [], "a name was run as a command"
 
 
+@pytest.mark.parametrize("taken", ["link", "owner"])
+def test_a_folder_that_somebody_else_made_first_ends_the_job(tmp_path: Path, taken: str) -> None:
+    """The numbers of jobs are known beforehand, and /tmp is everybody's: what is started lies in that folder."""
+    decided = decided_case("nodes")
+    srun = tmp_path / "srun"
+    srun.write_text(STUB_SRUN)
+    srun.chmod(0o755)
+    (tmp_path / "wirelore").write_text("#!/bin/sh\necho ran\n")
+    (tmp_path / "wirelore").chmod(0o755)
+    (tmp_path / "elsewhere").mkdir()
+    if taken == "link":
+        (tmp_path / "wirelore-7").symlink_to(tmp_path / "elsewhere")
+    elif os.getuid() == 0:
+        (tmp_path / "wirelore-7").mkdir(mode=0o777)
+        os.chown(tmp_path / "wirelore-7", 4242, 4242)
+    else:
+        pytest.skip("only root can make a folder somebody else's: that case is NOT tried")
+    script = slurm_files(decided, launch_of(decided), Wishes())["job.sbatch"]
+    environ = environment(PATH=f"{tmp_path}:{os.environ['PATH']}", SLURM_JOB_ID="7", TMPDIR=str(tmp_path))
+    command = ["bash", "-c", script]
+    ended = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=20, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "wirelore-7 is a link or not yours" in ended.stderr
+
+
 def systemd_words(line: str) -> list[str]:
     """A command line of a unit, as systemd.service(5) and systemd.syntax(7) say that it is read."""
     words = []

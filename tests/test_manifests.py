@@ -34,6 +34,7 @@ from configgen.deploy.slurm import slurm_files
 from configgen.deploy.systemd import systemd_files
 from configgen.engines.launcher import launch_of
 from configgen.engines.rules import engine_traits
+from configgen.hub import load_model
 from configgen.plan import Limits, Plan, Site
 from probe.errors import UsageError
 from probe.measurement import Survey
@@ -161,12 +162,22 @@ MISTAKES: dict[str, tuple[str, str | None, Spoil]] = {
     "kserve-word": ("nodes", "kserve", lambda m: m["spec"]["parallelism"].update(tensorParallel=8)),
     "kserve-type": ("nodes", "kserve", lambda m: m["spec"]["parallelism"].update(tensor="8")),
     "kserve-no-model": ("nodes", "kserve", lambda m: m["spec"].pop("model")),
+    "kserve-data-alone": ("nvlink-domain", "kserve", lambda m: _parallelism(m).pop("dataLocal")),
+    "kserve-both": ("nvlink-domain", "kserve", lambda m: _parallelism(m).update(pipeline=1)),
+    "kserve-workers-uncounted": ("nodes", "kserve", lambda m: _parallelism(m).pop("pipeline")),
+    "kserve-too-few": ("nodes", "kserve", lambda m: _parallelism(m).update(pipeline=1)),
+    "lws-too-many": ("nodes", "lws", lambda m: m["spec"]["leaderWorkerTemplate"].update(size=3)),
+    "lws-replicas": ("nodes", "lws", lambda m: m["spec"].update(replicas=1_000_001)),
     "ray-number": ("nodes", "rayservice", lambda m: _cluster(m)["headGroupSpec"]["rayStartParams"].update(x=0)),
     "ray-key": ("nodes", "rayservice", lambda m: _cluster(m)["workerGroupSpecs"][0].update(hosts=2)),
     "llm-d-key": ("nodes", "llm-d", lambda m: m["decode"]["parallelism"].update(pipeline=2)),
     "domain-type": ("nvlink-domain", "lws", lambda m: m["spec"].update(numNodes="4")),
     "domain-name": ("nvlink-domain", "lws", lambda m: m["spec"]["channel"].pop("resourceClaimTemplate")),
 }
+
+
+def _parallelism(manifest: Manifest) -> Manifest:
+    return manifest["spec"]["parallelism"]  # type: ignore[no-any-return]
 
 
 def _cluster(manifest: Manifest) -> Manifest:
@@ -176,7 +187,8 @@ def _cluster(manifest: Manifest) -> Manifest:
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_caught(mistake: str) -> None:
     case, kind, spoil = MISTAKES[mistake]
-    manifest = copy.deepcopy(next(iter(manifests(decided_case(case), kind).values()))[0])
+    documents = next(iter(manifests(decided_case(case), kind).values()))
+    manifest = copy.deepcopy(documents[-1] if kind == "kserve" else documents[0])  # behind its ComputeDomain
     assert faults(manifest) == []
     spoil(manifest)
     assert faults(manifest) != []
@@ -260,11 +272,49 @@ def test_every_model_gets_a_name_that_kubernetes_takes(model: str) -> None:
     assert re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", name_of(model))
 
 
+def test_what_kserve_would_start_with_other_pods_is_refused() -> None:
+    """Tensor parallelism over two nodes: KServe has no figure for their number."""
+    decided = plan(
+        Survey(machine("gb200-nvl72")), load_model("llama-3.1-70b", offline=True), LATENCY, engine_traits("vllm")
+    )
+    assert len(decided.replicas[0].nodes) == 2
+    assert decided.parallelism.pp == 1
+    with pytest.raises(UsageError, match="--kind lws"):
+        manifests(decided, "kserve")
+    assert manifests(decided, "lws")
+
+
 def test_training_engines_have_no_pod() -> None:
     model = dense(layers=64, hidden=5120, heads=40, kv_heads=8, intermediate=25600, vocab=151936)
     decided = plan(Survey(machine("hgx-h100")), model, LATENCY, engine_traits("megatron"), Limits(gpus=8))
     with pytest.raises(UsageError, match="--engine vllm, sglang or trtllm"):
         kubernetes_files(decided, launch_of(decided), Wishes())
+
+
+@pytest.mark.parametrize("kind", ["deployment", "llm-d", "kserve", "jobset", None])
+def test_the_node_keeps_what_is_measured_where_that_is_asked_for(kind: str | None) -> None:
+    folder = "/var/cache/wirelore"
+    files = manifests(decided_case("pairs"), kind, Wishes(cache_host_path=folder))
+    found = [pod for documents in files.values() for document in documents for pod in pods(document)]
+    assert found
+    for pod in found:
+        measuring, *engines = [*pod.get("initContainers", []), *pod["containers"]]
+        assert {"name": "measured", "hostPath": {"path": folder, "type": "Directory"}} in pod["volumes"]
+        assert {"name": "measured", "mountPath": "/measured"} in measuring["volumeMounts"]
+        assert {"name": "XDG_CACHE_HOME", "value": "/measured"} in measuring["env"]
+        assert all("measured" not in str([e["volumeMounts"], e["env"]]) for e in engines), "the engine writes none"
+    for documents in files.values():
+        for document in documents:
+            told = {"a folder of the node is mounted"} if list(pods(document)) else set()
+            assert set(faults(document)) == told
+    with pytest.raises(UsageError, match="Leave --cache-host-path away"):
+        manifests(decided_case("pairs"), "rayservice", Wishes(cache_host_path=folder))
+
+
+@pytest.mark.parametrize("told", ["relative", "/", "/a/../b", "/a b", "/a:b", "/$(x)", "/a/", ""])
+def test_only_a_plain_folder_of_the_nodes_is_mounted(told: str) -> None:
+    with pytest.raises(UsageError, match="--cache-host-path"):
+        Wishes(cache_host_path=told)
 
 
 def test_a_model_in_a_folder_needs_the_claim_that_holds_it() -> None:

@@ -28,7 +28,7 @@ _LEAST_INTERVAL_S = 1.0
     envvar="WIRELORE_AGENT_HTTP_PORT",
     help="Of /metrics and /healthz.",
 )
-@click.option("--address", metavar="ADDRESS", default="0.0.0.0", show_default=True, help="Listen here.")  # noqa: S104
+@click.option("--address", metavar="ADDRESS", default="::", help="Listen here. [default: everywhere, IPv6 and IPv4]")
 @click.option(
     "--features",
     type=click.Path(path_type=Path, file_okay=False, readable=False),

@@ -48,10 +48,15 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option(
         "--read-only-root", is_flag=True, help="Read-only root filesystems, where your GPU runtime allows them."
     )
+    @click.option(
+        "--cache-host-path", metavar="DIR", help="A folder of the nodes that keeps what is measured. [default: none]"
+    )
     @wraps(command)
     def with_asked(**options: Any) -> Any:
         names = ("kind", "name", "namespace", "image", "engine_image", "model_claim", "token_secret", "runtime_class")
-        asked = {name: options.pop(name) for name in (*names, "gpu_resource", "rdma", "read_only_root")}
+        asked = {
+            name: options.pop(name) for name in (*names, "gpu_resource", "rdma", "read_only_root", "cache_host_path")
+        }
         return command(asked={name: value for name, value in asked.items() if value not in (None, False)}, **options)
 
     return with_asked

@@ -57,6 +57,9 @@ def _replica(service: Service, plan: Plan, replica: Replica, number: int) -> Dat
         "image": service.image,
         "entrypoint": ["wirelore", "init"],
         "command": compose_words(["--folder", "/plan", *service.told]),
+        Said("hostname", "A plan names its machine, and a container's own name is another each time it is made."): (
+            f"{service.name}-{number}"
+        ),
         **common,
         "volumes": [_volume("volume", f"plan-{number}", "/plan", write=True), _cache(), *folder],
     }

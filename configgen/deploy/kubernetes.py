@@ -15,6 +15,9 @@ from configgen.deploy.pod import (
     devices,
     kubernetes_words,
     labels,
+    measured_environment,
+    measured_mounts,
+    measured_volumes,
     metadata,
     pod_basics,
     pod_spec,
@@ -141,13 +144,18 @@ def _job_spec(service: Service, wishes: Wishes, words: list[str]) -> Data:
         ): (service.engine_image),
         "command": ["wirelore", "measure"],
         "args": kubernetes_words([*words, "--budget", "60s", "--format", "json"]),
-        "env": [{"name": "HOME", "value": CACHE}, {"name": "USER", "value": "engine"}],
+        "env": [
+            {"name": "HOME", "value": CACHE},
+            {"name": "USER", "value": "engine"},
+            *measured_environment(wishes),
+        ],
         "resources": devices(service, wishes),
         "securityContext": container_security(service, wishes),
         "volumeMounts": [
             {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - a mount point
             {"name": "cache", "mountPath": CACHE},
             *([{"name": "tmp", "mountPath": "/tmp"}] if wishes.read_only_root else []),  # noqa: S108 - a mount point
+            *measured_mounts(wishes),
         ],
     }
     pod = {
@@ -159,6 +167,7 @@ def _job_spec(service: Service, wishes: Wishes, words: list[str]) -> Data:
             shared_memory(service),
             {"name": "cache", "emptyDir": {}},
             *([{"name": "tmp", "emptyDir": {}}] if wishes.read_only_root else []),
+            *measured_volumes(wishes),
         ],
     }
     return {

@@ -23,6 +23,7 @@ from configgen.deploy.service import REGISTRY, Service, Wishes
 from configgen.launch import Launch
 from configgen.plan import Plan
 from probe.errors import UsageError
+from probe.units import count
 
 RAY_VERSION = "2.60.0"
 _MAIN = "main"
@@ -50,7 +51,7 @@ def llm_inference_service(service: Service, plan: Plan, wishes: Wishes) -> list[
         },
         "replicas": service.replicas,
         Said(
-            "parallelism", "What was planned, for those who read this; the pods start with the plan that they made."
+            "parallelism", "As planned: KServe counts a group's pods by it; they start with the plan that they made."
         ): (_parallelism(plan)),
         "template": head,
         **worker,
@@ -69,6 +70,8 @@ def ray_service(service: Service, plan: Plan, launch: Launch, wishes: Wishes) ->
     _needs(service, "vllm", "Ray Serve")
     if plan.parallelism.attention_dp > 1:
         raise UsageError("Ray Serve has an application of its own for attention-DP", cure="Use --kind lws.")
+    if wishes.cache_host_path:
+        raise UsageError("nothing measures in Ray's pods, so they keep nothing", cure="Leave --cache-host-path away.")
     image = wishes.engine_image or f"{REGISTRY}/ray-llm:{RAY_VERSION}"
     security = container_security(service, wishes)
     common = {
@@ -165,13 +168,25 @@ def llm_d_values(service: Service, plan: Plan, wishes: Wishes) -> Data:
 
 
 def _parallelism(plan: Plan) -> Data:
-    p = plan.parallelism
+    """Raises UsageError where KServe would start another number of pods than a replica has nodes, or refuse it.
+
+    It takes pipeline stages for pods, or data over dataLocal, and not both (kserve/kserve pkg/apis/serving/v1alpha2:
+    ParallelismSpec.GetSize, validateWorkloadParallelism).
+    """
+    p, nodes = plan.parallelism, len(plan.replicas[0].nodes)
     told: Data = {"tensor": p.attention_tp}
+    pods = p.pp
     if p.pp > 1:
         told["pipeline"] = p.pp
     if p.attention_dp > 1:
-        nodes = len(plan.replicas[0].nodes)
         told |= {"data": p.attention_dp, "dataLocal": max(1, p.attention_dp // nodes)}
+        pods = p.attention_dp // told["dataLocal"]
+    if (p.pp > 1 and p.attention_dp > 1) or (nodes > 1 and pods != nodes):
+        raise UsageError(
+            f"KServe counts the pods of a group by pipeline stages or by data parallelism, and {p.label} lies on "
+            f"{count(nodes, 'node')}",
+            cure="Use --kind lws.",
+        )
     return told | ({"expert": True} if p.ep > 1 else {})
 
 

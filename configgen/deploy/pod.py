@@ -11,7 +11,7 @@ from probe.errors import UsageError, one_line
 
 Data = dict[str, Any]
 
-PLAN, CACHE = "/plan", "/cache"
+PLAN, CACHE, MEASURED = "/plan", "/cache", "/measured"
 USER = 1000
 CLAIM = "nvlink-domain"
 
@@ -28,13 +28,13 @@ def pod_spec(service: Service, wishes: Wishes, *, serves: bool = True) -> Data:
         "image": service.image,
         "command": ["wirelore", "init"],
         "args": kubernetes_words(["--folder", PLAN, *_nodes(service), *service.told]),
-        "env": told,
+        "env": [*told, *measured_environment(wishes)],
         "resources": asked,
         "securityContext": security,
         Said(
             "terminationMessagePolicy", "Its summary is the termination message; its log, where it could write none."
         ): ("FallbackToLogsOnError"),
-        "volumeMounts": [_mount("plan", PLAN), *shared_mounts(service, wishes)],
+        "volumeMounts": [_mount("plan", PLAN), *shared_mounts(service, wishes), *measured_mounts(wishes)],
     }
     engine: Data = {
         "name": "engine",
@@ -117,7 +117,25 @@ def volumes(service: Service, wishes: Wishes) -> list[Data]:
         },
         *([{"name": "model", **claim}] if service.is_folder else []),
         *([{"name": "tmp", "emptyDir": {}}] if wishes.read_only_root else []),
+        *measured_volumes(wishes),
     ]
+
+
+def measured_volumes(wishes: Wishes) -> list[Data]:
+    """The node's folder of what was measured on it, for later pods and the agent; only where it was asked for."""
+    if wishes.cache_host_path is None:
+        return []
+    folder = {"path": wishes.cache_host_path, "type": "Directory"}
+    why = "The node keeps what was measured on it; wirelore/surveys in it must be there, and be user 1000's."
+    return [{Said("name", why): "measured", "hostPath": folder}]
+
+
+def measured_environment(wishes: Wishes) -> list[Data]:
+    return [{"name": "XDG_CACHE_HOME", "value": MEASURED}] if wishes.cache_host_path else []
+
+
+def measured_mounts(wishes: Wishes) -> list[Data]:
+    return [_mount("measured", MEASURED)] if wishes.cache_host_path else []
 
 
 def kubernetes_words(words: list[str]) -> list[str]:

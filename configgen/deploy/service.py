@@ -28,6 +28,7 @@ _SUBDOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _RESOURCE = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 _RDMA = re.compile(f"{_RESOURCE.pattern}(=[1-9][0-9]{{0,2}})?")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511}")
+_FOLDER = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._-]{1,255}){1,16}")
 _SERVERS = ("vllm", "sglang", "trtllm")
 
 
@@ -45,6 +46,7 @@ class Wishes:
     gpu_resource: str = GPU
     rdma: str | None = None
     read_only_root: bool = False
+    cache_host_path: str | None = None
 
     def __post_init__(self) -> None:
         _check("--name", self.name, _SERVICE, "lower-case letters, digits and dashes, a letter first, 40 at most")
@@ -54,6 +56,7 @@ class Wishes:
             _check(option, name, _SUBDOMAIN, "lower-case letters, digits, dots and dashes")
         for option, image in (("--image", self.image), ("--engine-image", self.engine_image)):
             _check(option, image, _IMAGE, "REGISTRY/NAME:TAG")
+        _check("--cache-host-path", self.cache_host_path, _FOLDER, "a folder of the nodes, from / on")
         _check("--gpu-resource", self.gpu_resource, _RESOURCE, f"DOMAIN/NAME, like {GPU}")
         if self.rdma not in (None, "none"):
             _check("--rdma", self.rdma, _RDMA, f"DOMAIN/NAME or DOMAIN/NAME=N, like {RDMA}=8, or none")

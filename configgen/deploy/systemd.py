@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 from configgen.deploy.proxy import proxy_file
 from configgen.deploy.service import DEADLINE_S, Wishes, heading, init_options, name_of, service_of
 from configgen.launch import Launch, is_hostname
 from configgen.plan import Plan
 from configgen.templates import fill
 from probe.errors import UsageError
+
+_PLAIN_FOLDER = re.compile(r"/[A-Za-z0-9._/@+-]+")
+"""What BindReadOnlyPaths= reads as it stands; it has no escapes for all others."""
 
 
 def systemd_files(plan: Plan, launch: Launch, wishes: Wishes) -> dict[str, str]:
@@ -34,6 +39,7 @@ def systemd_files(plan: Plan, launch: Launch, wishes: Wishes) -> dict[str, str]:
             master=master,
             told=is_hostname(hostname),
             rdma=service.rdma is not None,
+            folder=service.model if service.is_folder and _PLAIN_FOLDER.fullmatch(service.model) else None,
             patience_s=DEADLINE_S + 30,
         )
     return files | proxy_file(launch)

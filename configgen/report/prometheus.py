@@ -96,7 +96,7 @@ def _machine(topology: Topology) -> Iterator[Metric]:
     gpus = Metric("wirelore_gpu_info", "A GPU: its model and UUID.")
     usable = Metric("wirelore_gpu_usable", "1 if the GPU answers and may be used.")
     active = Metric("wirelore_nvlinks_active", "NVLinks of the GPU that are up.")
-    total = Metric("wirelore_nvlinks_total", "NVLinks that the GPU has.")
+    total = Metric("wirelore_nvlinks", "NVLinks that the GPU has.")
     for position, node in enumerate(topology.nodes):
         at = ("node", str(position))
         nodes.values[(at, ("hostname", node.hostname or ""), ("driver", node.driver_version or ""))] = 1

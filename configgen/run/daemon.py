@@ -77,14 +77,13 @@ class Agent:
         return seen
 
     def _writes(self, seen: Seen) -> Iterator[tuple[str, Callable[[], None]]]:
-        told = labels(seen)
         features, survey, node = self.outlets.features, self.outlets.survey, self.outlets.node
         if features is not None:
-            yield "features", lambda: _write_features(features, told, self.state.interval_s)
+            yield "features", lambda: _write_features(features, labels(seen), self.state.interval_s)
         if survey is not None:
             yield "survey", lambda: _write_survey(survey, seen)
         if node is not None:
-            yield "labels", lambda: self._label(node, told)
+            yield "labels", lambda: self._label(node, labels(seen))
 
     @staticmethod
     def _refusal(write: Callable[[], None]) -> str | None:
@@ -92,6 +91,8 @@ class Agent:
             write()
         except WireloreError as error:
             return str(error)
+        except Exception as error:  # an agent that ends can tell nobody anything
+            return f"this is a bug in wirelore: {type(error).__name__}: {error}. Report it."
         return None
 
     def _label(self, node: str, told: Mapping[str, str]) -> None:

@@ -58,7 +58,8 @@ def this_node(environ: Mapping[str, str]) -> Topology:
     plain = {name: value for name, value in environ.items() if name not in _GRANTS}
     topology = with_host_state(with_host(read_nvml(environ=plain), read_host()), state)
     (node,) = topology.nodes
-    name = environ.get(NODE_VARIABLE) or node.hostname
+    told = environ.get(NODE_VARIABLE, "")
+    name = told if told and told.isprintable() else node.hostname
     return replace(topology, nodes=(replace(node, hostname=name),))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
+from socketserver import TCPServer
 from typing import Any
 
 from configgen.report.prometheus import Labels, Metric, metrics
@@ -19,6 +20,7 @@ from probe.errors import UsageError
 _MOST_AT_ONCE = 16
 _PATIENCE_S = 10.0
 """For a whole request, as long as Prometheus waits by default (scrape_timeout)."""
+_EVERYWHERE = "::"
 _TEXT = "text/plain; charset=utf-8"
 _INDEX = b"wirelore agent: /metrics for Prometheus, /healthz for the kubelet\n"
 
@@ -40,8 +42,7 @@ class Collector:
 
     def __init__(self, state: Callable[[], State]) -> None:
         self.state = state
-        self._seen: Seen | None = None
-        self._machine: tuple[Metric, ...] = ()
+        self._held: tuple[Seen | None, tuple[Metric, ...]] = (None, ())
 
     def describe(self) -> tuple[()]:
         """No names beforehand: there is nothing else in the registry that they could meet."""
@@ -65,11 +66,12 @@ class Collector:
                 yield family
 
     def _of_the_machine(self, seen: Seen | None) -> tuple[Metric, ...]:
-        """Worked out once for each look, however often it is scraped."""
-        if seen is not self._seen:
-            self._machine = metrics(seen.audited) if seen is not None and seen.audited is not None else ()
-            self._seen = seen
-        return self._machine
+        """Worked out once for each look, however often it is scraped, and by how many at once."""
+        of, machine = self._held
+        if of is not seen:
+            machine = metrics(seen.audited) if seen is not None and seen.audited is not None else ()
+            self._held = seen, machine
+        return machine
 
 
 class Server(ThreadingHTTPServer):
@@ -83,6 +85,8 @@ class Server(ThreadingHTTPServer):
             raise UsageError("the agent needs prometheus_client", cure="pip install 'wirelore[agent]', or use --once.")
         from prometheus_client import CollectorRegistry, ProcessCollector
 
+        if address == _EVERYWHERE and not socket.has_dualstack_ipv6():
+            address = "0.0.0.0"  # noqa: S104 - all that there is without IPv6
         self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self.state, self.say = state, say
         self.registry = CollectorRegistry(auto_describe=False)
@@ -94,6 +98,14 @@ class Server(ThreadingHTTPServer):
         except OSError as error:
             problem = f"cannot listen on {address} port {port}: {error.strerror}"
             raise UsageError(problem, cure="Name another with --port and --address.") from error
+
+    def server_bind(self) -> None:
+        """Everywhere is IPv6 and IPv4, for pods have addresses of the one, the other or both. HTTPServer's own would
+        ask the DNS for this host's name, and wait for it where that doesn't answer."""
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, self.server_address[0] != _EVERYWHERE)
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
 
     def start(self, poll_s: float = 1.0) -> None:
         threading.Thread(target=self.serve_forever, args=(poll_s,), name="http", daemon=True).start()
@@ -149,9 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, path: str) -> tuple[int, str, bytes]:
         if path == "/metrics":
-            from prometheus_client.exposition import choose_encoder
-
-            encode, kind = choose_encoder(self.headers.get("Accept", ""))
+            encode, kind = _encoder(self.headers.get("Accept", ""))
             return 200, kind, encode(self.server.registry)
         if path == "/healthz":
             reason = self.server.state().unwell(time.monotonic())
@@ -160,3 +170,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Scrapes are no news."""
+
+
+def _encoder(accept: str) -> tuple[Callable[[Any], bytes], str]:
+    """What the client asked for; Prometheus' plain text where it asked for what no client means."""
+    from prometheus_client.exposition import choose_encoder
+
+    try:
+        return choose_encoder(accept)
+    except Exception:  # of a version that is no number: whatever its comparison raises
+        return choose_encoder("")

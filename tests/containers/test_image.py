@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 import shutil
@@ -147,3 +148,17 @@ def test_an_engines_image_lends_its_torch_and_stays_as_it_is(
     assert own["Cmd"] == was["Cmd"]
     assert own.get("Entrypoint") == was.get("Entrypoint")
     assert not printed(podman, measuring_image, "ls", "/tmp")
+
+
+@pytest.mark.parametrize("which", ["image", "measuring_image"])
+def test_a_fresh_volume_in_it_is_for_every_user(podman: Podman, request: pytest.FixtureRequest, which: str) -> None:
+    """Volumes take the mode of the image's folder; podman alone also gives them to the user who comes first."""
+    volume = f"wirelore-fresh-{os.getpid()}"
+    for folder in ("/plan", "/cache"):
+        podman("volume", "create", volume)
+        mounted = ("--user", "1000:1000", "--volume", f"{volume}:{folder}", "--entrypoint", "sh")
+        words = (request.getfixturevalue(which), "-c", f"touch {folder}/written && stat -c %a {folder}")
+        try:
+            assert podman("run", "--rm", "--network", "none", *mounted, *words).strip() == "1777"
+        finally:
+            podman("volume", "rm", "--force", volume)

@@ -40,6 +40,7 @@ SlurmdParameters=config_overrides
 SchedulerType=sched/builtin
 {nodes}
 PartitionName=all Nodes=ALL Default=YES State=UP
+PartitionName=gpu Nodes=ALL State=UP
 """
 READY_S = 20.0
 GPUS = 8
@@ -108,7 +109,7 @@ def running_cluster(folder: Path) -> Iterator[Cluster]:
         start(lab.nodes[0].inside("slurmctld", "-D"))
         for i, node in enumerate(lab.nodes):
             start(node.inside("slurmd", "-D", "-N", f"gpu{i}"))
-        idle = lab.nodes[0].inside("sinfo", "--noheader", "--format=%T %D")
+        idle = lab.nodes[0].inside("sinfo", "--noheader", "--partition=all", "--format=%T %D")
 
         def is_ready() -> bool:
             answer = subprocess.run(idle, capture_output=True, text=True, check=False, env=environ, timeout=START_S)

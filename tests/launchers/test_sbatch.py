@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 from command import wirelore
-from fake_nvml import build_fake_nvml, compiler
+from fake_nvml import compiler
 from fake_nvml.machines import hgx_h100
 from slurm_cluster import ABSENT, Cluster
-from started import ROOT
+from slurm_driver import install_wirelore
 from stub_engine import stub_engine
 
 pytestmark = [
@@ -23,28 +22,14 @@ pytestmark = [
 
 MODEL = "llama-3.1-405b"
 
-# What the nodes' environment has in place of a driver: each node its own GPUs.
-WIRELORE = """#!/bin/sh
-export LD_LIBRARY_PATH={driver} FAKE_NVML={driver}/node${{SLURM_NODEID:-0}}.nvml PYTHONPATH={root}
-exec {python} -c 'from configgen.cli import main; main()' "$@"
-"""
-
 
 class Job:
     """A folder that both nodes see, with the programs of the environment and the script that `emit` wrote."""
 
     def __init__(self, folder: Path, machine: str = "2xhgx-h100") -> None:
         self.folder, self.driver = folder, folder / "driver"
-        self.driver.mkdir()
-        build_fake_nvml(self.driver)
-        for number in range(2):
-            d = hgx_h100()
-            d |= {f"uuid {i}": f"GPU-{i + 1:08x}-aaaa-bbbb-{number:04x}-0000000000{i:02x}" for i in range(d.count)}
-            d.write(self.driver / f"node{number}.nvml")
         self.programs = stub_engine(folder, "vllm")
-        script = self.programs / "wirelore"
-        script.write_text(WIRELORE.format(driver=self.driver, root=ROOT, python=sys.executable))
-        script.chmod(0o755)
+        install_wirelore(self.programs, self.driver)
         wirelore("plan", MODEL, "--offline", "--from", f"machine:{machine}", "-o", "made.json", cwd=folder).data()
         assert wirelore("emit", "made.json", "--target", "slurm", "-o", "job", cwd=folder).code == 0
 
