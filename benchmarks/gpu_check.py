@@ -3,9 +3,9 @@
     benchmarks/gpu_check.py --out DIR [--budget 30s] [--bar 0.10]
 
 Reads and records this machine (DIR/machine.json, fit for an issue), runs `wirelore measure` (DIR/survey.json), then
-times memory and GEMM on one GPU by loops that share no code with it. Prints tables and one `name: value` line per
-figure; exits 1 where a rate is off by more than the bar, or the measurement failed. Without a GPU it says so and
-exits 0.
+times memory and GEMM on one GPU by loops that share no code with it, and looks whether `wirelore init`, which measures
+too, gives all GPU memory back. Prints tables and one `name: value` line per figure; exits 1 where a rate is off by more
+than the bar, memory is kept, or the measurement failed. Without a GPU it says so and exits 0.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from probe.store import decode_survey
 
 WIRELORE = Path(sys.executable).parent / "wirelore"
 RUNS = 50
+KEPT_MIB = 64
+"""More is a process that is still there: a CUDA context alone takes hundreds."""
 COMPARED = ("hbm_read", "hbm_copy", "h2d", "d2h", "gemm")
 # nccl-tests, doc/PERFORMANCE.md
 BUSBW_FACTORS: dict[str, Callable[[int], float]] = {
@@ -160,6 +163,27 @@ def print_findings(survey: Survey) -> None:
         print(f"  {notice.code}: {notice.message}")
 
 
+def free_mib() -> list[int]:
+    return [(gpu.memory_free_bytes or 0) >> 20 for gpu in read_nvml().nodes[0].gpus]
+
+
+def print_kept(budget: str) -> list[str]:
+    """What `wirelore init` has not given back of each GPU's memory, once it has ended."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [str(WIRELORE), "init", "qwen3-4b", "--folder", f"{folder}/plan", "--budget", budget]
+        environment = {**os.environ, "XDG_CACHE_HOME": folder}  # where nothing is known, so that it measures
+        before = free_mib()
+        code = subprocess.run([*command, "--deadline", "180s"], check=False, timeout=300, env=environment).returncode
+        after = free_mib()
+        is_measured = (
+            code == 0 and decode_survey(Path(folder, "plan", "survey.json").read_bytes(), where="").is_measured
+        )
+    most = max(a - b for a, b in zip(before, after, strict=True))
+    print(f"\ninit_measured: {is_measured}\ninit_memory_kept_mib: {most}")
+    ended = [f"`{' '.join(command)}` ended with code {code}"] * (code != 0)
+    return ended + [f"init kept {most} MiB of a GPU"] * (most > KEPT_MIB)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder for the record and the survey")
@@ -201,6 +225,7 @@ def main() -> int:
     off = [name for name, ratio in ratios.items() if abs(ratio - 1) > options.bar]
     missed = [f"{name} differs from the torch loop by {ratios[name] - 1:+.0%}" for name in off]
     missed += [f"`wirelore measure` ended with code {code}"] * (code != 0)
+    missed += print_kept(options.budget)
     missed += ["P2P that the driver promised failed"] * any(not v.passed for v in survey.verifications)
     for what in missed:
         print(f"bar not reached: {what}", file=sys.stderr)

@@ -24,7 +24,8 @@ Points = dict[tuple[CurveKey, tuple[GpuRef, ...], int], tuple[tuple[float, ...],
 
 START_S = 60.0
 """For torch to be imported while other tests keep the cores busy."""
-_MARK = "MEASURE_TEST_MARK"
+MARK = "MEASURE_TEST_MARK"
+"""The variable by which all processes of one run are known, whoever started them."""
 _TICK_S = 0.02
 
 
@@ -60,7 +61,7 @@ class Run:
                 stdout=out,
                 stderr=err,
                 cwd=folder,
-                env=environment(**{**(environ or {}), _MARK: self.mark}),
+                env=environment(**{**(environ or {}), MARK: self.mark}),
                 start_new_session=True,
             )
 
@@ -73,18 +74,7 @@ class Run:
         return self._out.read_text()
 
     def alive(self) -> dict[int, int]:
-        """Every process of this run that lives: its id and its parent's, in the order of birth."""
-        sign = f"{_MARK}={self.mark}".encode()
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdecimal():
-                try:
-                    state, parent, born = _stat(int(entry.name))
-                    if state != "Z" and sign in (entry / "environ").read_bytes().split(b"\0"):
-                        found.append((born, int(entry.name), parent))
-                except OSError:
-                    continue
-        return {pid: parent for _, pid, parent in sorted(found)}
+        return marked(self.mark)
 
     def node(self) -> int | None:
         """The process that imports torch."""
@@ -128,10 +118,7 @@ class Run:
 
     def gone(self, within_s: float) -> None:
         """Every process has ended by then; the kernel needs a moment to take down what was killed."""
-        ends_s = time.monotonic() + within_s
-        while alive := self.alive():
-            assert time.monotonic() < ends_s, {pid: _command(pid) for pid in alive}
-            time.sleep(_TICK_S)
+        gone(self.mark, within_s)
 
     def kill(self) -> None:
         for pid in self.alive():
@@ -155,6 +142,29 @@ def measuring(
         yield run
     finally:
         run.kill()
+
+
+def marked(mark: str) -> dict[int, int]:
+    """Every process with this mark that lives: its id and its parent's, in the order of birth."""
+    sign = f"{MARK}={mark}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                state, parent, born = _stat(int(entry.name))
+                if state != "Z" and sign in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append((born, int(entry.name), parent))
+            except OSError:
+                continue
+    return {pid: parent for _, pid, parent in sorted(found)}
+
+
+def gone(mark: str, within_s: float) -> None:
+    """None is left by then."""
+    ends_s = time.monotonic() + within_s
+    while alive := marked(mark):
+        assert time.monotonic() < ends_s, {pid: _command(pid) for pid in alive}
+        time.sleep(_TICK_S)
 
 
 def _stat(pid: int) -> tuple[str, int, int]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from command import environment
+from ports import free_port
 
 from configgen.run.messages import Frames, FromLeader, Message, from_leader, packed
 
@@ -23,10 +24,20 @@ PLAIN = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCA
 OF_LAUNCHERS = ("SLURM_", "OMPI_", "PMI_", "PMIX_", "MPI_", "TORCHELASTIC_", "GROUP_", "ROLE_", "LWS_", "PET_", "JOB_C")
 WAIT_S = 40.0
 
+LWS, TRAINER, JOB = "LeaderWorkerSet", "Kubeflow Trainer", "Kubernetes job"
 
-def free_port() -> int:
-    with socket.create_server(("", 0)) as server:
-        return int(server.getsockname()[1])
+
+def told_by(launcher: str, node: int, nodes: int, address: str) -> dict[str, str]:
+    """What pods of these kinds have in their environment; an indexed job says nothing of the others' number."""
+    match launcher:
+        case "LeaderWorkerSet":
+            return {"LWS_LEADER_ADDRESS": address, "LWS_GROUP_SIZE": str(nodes), "LWS_WORKER_INDEX": str(node)}
+        case "Kubeflow Trainer":
+            own = {"PET_NNODES": str(nodes), "PET_NPROC_PER_NODE": "auto", "PET_NODE_RANK": str(node)}
+            port = {"PET_MASTER_PORT": "29400", "JOB_COMPLETION_INDEX": str(node)}
+            return {**own, "PET_MASTER_ADDR": address, **port}
+        case _:
+            return {"JOB_COMPLETION_INDEX": str(node), "MASTER_ADDR": address}
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,7 @@ class Group:
     model: str = "qwen3-32b"
     address: str = "127.0.0.1"
     port: int = field(default_factory=free_port)
+    launcher: str = LWS
     _started: int = 0
 
     def start(
@@ -86,9 +98,7 @@ class Group:
     ) -> Member:
         """A member that runs. `before` is Python that runs in it first: it may break something on purpose."""
         told = {
-            "LWS_LEADER_ADDRESS": self.address,
-            "LWS_GROUP_SIZE": str(self.nodes),
-            "LWS_WORKER_INDEX": str(node),
+            **told_by(self.launcher, node, self.nodes, self.address),
             "WIRELORE_TERMINATION_LOG": str(self.folder / f"log-{node}"),
             **variables,
         }
@@ -96,6 +106,7 @@ class Group:
         source = ("--from", machine or self.machine) if machine != "" else ()
         words = ["init", model or self.model, "--folder", str(self.folder / str(node)), "--offline", *source]
         words += ["--group-port", str(self.port), "--deadline", deadline, *options]
+        words += ["--nodes", str(self.nodes)] if self.launcher == JOB else []
         environ = {**clean, "XDG_CACHE_HOME": str(self.folder / "cache"), **told}
         self._started += 1
         output = self.folder / f"output-{self._started}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from measure_run import Run
+from ports import free_port
 
 from probe.bench import channel
 from probe.bench.generations import affordable, generations, left_out
@@ -125,9 +125,3 @@ def test_node_0_decides_for_all_where_options_differ(tmp_path: Path, other: str)
     ]
     ended = [run.process.wait(60) for run in runs]
     assert ended == [0, 0], [(tmp_path / name / "err.txt").read_text() for name in "ab"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

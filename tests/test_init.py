@@ -17,14 +17,15 @@ from builders import cluster_of, llama_70b, node_of
 from command import Ended, environment, wirelore
 from fake_nvml import FakeMachine
 from fake_nvml.machines import a100_mig, l40s_8, rtx_3090_bridges
-from members import OF_LAUNCHERS, PLAIN, Group, free_port
+from members import OF_LAUNCHERS, PLAIN, Group
+from ports import free_port
 from stub_engine import AWKWARD
 
 from configgen.document import decode_plan
 from configgen.engines.rules import engine_traits
 from configgen.plan import Limits, Workload
-from configgen.run.files import Volume
 from configgen.run.init import Member, Request, Standing, settle_plan
+from configgen.run.volume import Volume
 from probe.errors import MeasureError
 from probe.measurement import Curve, CurveKey, Sample, Survey
 from probe.sources.machines import machine
@@ -216,8 +217,9 @@ def test_gpus_that_the_scheduler_hides_were_not_asked_for(tmp_path: Path, fake_m
     assert "were asked for" not in init(*words, "4", "--folder", "one", cwd=tmp_path, environ=here).data()
     assert "node 0 has 4 GPUs, and 8 were" in init(*words, "8", "--folder", "all", cwd=tmp_path, environ=here).data()
     assert "not met: " in init(*words, "4", "--folder", "group", cwd=tmp_path, environ=here | unmet).data()
-    decided = decode_plan((tmp_path / "group" / "plan.json").read_bytes(), where="plan.json")
-    assert {ref.gpu for replica in decided.replicas for ref in replica.gpus} <= {4, 5, 6, 7}
+    processes = json.loads((tmp_path / "group" / "argv.json").read_text())
+    told = [argv[argv.index("--device-ids") + 1].split(",") for argv in (process["argv"] for process in processes)]
+    assert {gpu for gpus in told for gpu in gpus} <= {"4", "5", "6", "7"}
     refused = init(*words, "8", "--folder", "none", cwd=tmp_path, environ=here | unmet)
     assert refused.code == 4
     assert "this node has 4 GPUs, not 8" in refused.err
@@ -429,8 +431,9 @@ def test_a_node_that_the_plan_leaves_idle_waits(tmp_path: Path) -> None:
     """A container that ended would be started again and again."""
     from configgen.decide import plan
     from configgen.document import encode_plan
-    from configgen.run.files import Paper, Record, node_files
+    from configgen.run.files import Paper, node_files
     from configgen.run.group import digest
+    from configgen.run.volume import Record
     from probe.store import encode_survey
 
     survey = Survey(cluster_of(node_of(2, 80, "all"), node_of(2, 80, "all")))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from measure_run import START_S, Points, Run, measuring
+from ports import free_port
 
 TIMEOUT_S = 3
 LATE_S = TIMEOUT_S + 5.0
@@ -32,11 +33,6 @@ def nothing_lost(run: Run, before: Points) -> None:
     assert before
     for point, rounds in before.items():
         assert after[point][: len(rounds)] == rounds
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def as_node(number: int, port: int) -> tuple[str, ...]:

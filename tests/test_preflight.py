@@ -289,6 +289,17 @@ def test_the_version_file_of_a_broken_installation(tmp_path: Path) -> None:
     assert ended.stdout.strip() == "TorchBuild(version=None, cuda=None, hip=None)"
 
 
+def test_the_check_of_real_gpus_looks_whether_init_gives_all_memory_back(fake_machine: FakeMachine) -> None:
+    checks = Path(__file__).resolve().parent.parent / "benchmarks"
+    code = (
+        f"import sys; sys.path.insert(0, {str(checks)!r}); import gpu_check; sys.exit(len(gpu_check.print_kept('5s')))"
+    )
+    environ = no_driver(**fake_machine(m.l40s_8()))
+    ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, env=environ)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "init_measured: False\ninit_memory_kept_mib: 0\n" in ended.stdout
+
+
 def test_the_check_of_real_gpus_is_skipped_in_one_line_without_one() -> None:
     script = Path(__file__).resolve().parent.parent / "benchmarks" / "gpu_check.py"
     ended = subprocess.run([sys.executable, script], check=False, capture_output=True, text=True, env=no_driver())

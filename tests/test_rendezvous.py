@@ -97,7 +97,6 @@ def test_each_launcher_is_understood(
         {"SLURM_NNODES": "2", "SLURM_NODEID": "0", "SLURM_PROCID": "0"},  # a batch script, not a step
         {**SRUN, "SLURM_STEP_ID": "4294967290"},  # salloc's interactive shell
         {"JOB_COMPLETION_INDEX": "5"},  # most indexed jobs are no group
-        {"PET_NNODES": "1:4", "PET_NODE_RANK": "0"},
         {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_SIZE": "8"},
         {**TORCHRUN, "GROUP_RANK": "0", "GROUP_WORLD_SIZE": "1"},
     ],
@@ -105,6 +104,14 @@ def test_each_launcher_is_understood(
 def test_what_is_no_group_of_nodes_stays_alone(environ: Mapping[str, str]) -> None:
     found = find_rendezvous(environ)
     assert (found.nodes, found.node, found.address, found.port, found.hosted) == (1, 0, "127.0.0.1", 0, False)
+
+
+def test_a_range_of_nodes_is_settled_by_who_knows_their_number() -> None:
+    elastic = {**TRAINER, "PET_NNODES": "1:4"}
+    assert find_rendezvous({**elastic, **TORCHRUN}).origin == "torchrun", "which tells GROUP_WORLD_SIZE"
+    assert find_rendezvous({**elastic, "RANK": "1", "WORLD_SIZE": "3", **MASTER}).nodes == 3
+    assert find_rendezvous({**elastic, "PET_NNODES": "2:2"}).nodes == 2
+    assert find_rendezvous(elastic, nnodes=1).nodes == 1
 
 
 def test_options_win_over_every_launcher_and_its_mistakes() -> None:
@@ -122,6 +129,8 @@ def test_options_complete_a_launcher() -> None:
     assert found.origin == "mpirun, --master"
     found = find_rendezvous({"JOB_COMPLETION_INDEX": "1"}, nnodes=2, master="job-0.svc:999")
     assert (found.nodes, found.node, found.port) == (2, 1, 999)
+    found = find_rendezvous({**TRAINER, "PET_NNODES": "1:4"}, nnodes=3)
+    assert (found.nodes, found.node, found.address) == (3, 1, "job-node-0-0.job")
     found = find_rendezvous({"JOB_COMPLETION_INDEX": "1", **MASTER}, nnodes=2)
     assert (found.nodes, found.node, found.address, found.port) == (2, 1, "10.0.0.1", 23456)
     own_port = find_rendezvous(TORCHRUN, port=4321)
@@ -147,6 +156,8 @@ def test_options_complete_a_launcher() -> None:
         ({**SRUN, "SLURM_NODEID": "one"}, {}, "SLURM_NODEID says 'one'", "SLURM_NODEID"),
         ({**SRUN, "SLURM_NODEID": "7"}, {}, "node 7 of 2", "0 to 1"),
         ({"TORCHELASTIC_RUN_ID": "x"}, {}, "not GROUP_WORLD_SIZE", "unset"),
+        ({"TORCHELASTIC_RUN_ID": "x"}, {}, "not GROUP_WORLD_SIZE", "--node-rank"),
+        ({**TRAINER, "PET_NNODES": "1:4"}, {}, "may start 1:4 nodes", "--nnodes N (1: this node alone)"),
         ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "0", **MASTER}, {}, "count processes", "--node-rank"),
         ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a b"}, {}, "MASTER_ADDR", "HOST:PORT"),
     ],

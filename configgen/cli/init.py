@@ -19,6 +19,7 @@ from configgen.cli.options import Sources, note, source_options
 from configgen.plan import Limits
 from configgen.run.init import Done, Member, Request, Standing, settle_plan, tell_trouble
 from configgen.run.meeting import GRACE_S
+from probe.bench.rendezvous import GROUP_PORT, Words, find_rendezvous
 from probe.errors import MeasureError, UsageError, WireloreError
 from probe.measurement import Survey
 from probe.units import parse_seconds
@@ -28,6 +29,13 @@ _DEFAULT_LOG = "/dev/termination-log"
 _SLACK_S = 5.0
 _SILENCE_S = 10.0
 """After which a node counts as lost while the network is measured: there is a deadline to keep."""
+_WORDS = Words(
+    nodes="--nodes",
+    node="Set RANK (0 to N-1), WORLD_SIZE (N) and MASTER_ADDR",
+    address="Set MASTER_ADDR to the address of node 0",
+    instead="",
+)
+"""All members are started with the same words, so what differs is told by the environment."""
 
 
 @click.command("init")
@@ -58,7 +66,7 @@ _SILENCE_S = 10.0
     help="For all of it; a group that has not met by then goes by the plan that needs no meeting.",
 )
 @click.option(
-    "--group-port", type=click.IntRange(1, 65535), default=29400, show_default=True, help="Where the group meets."
+    "--group-port", type=click.IntRange(1, 65535), default=GROUP_PORT, show_default=True, help="Where the group meets."
 )
 @click.option("--nodes", type=click.IntRange(1, 4096), help="Members of the group. [default: what a launcher says]")
 @click.option("--strict", is_flag=True, help="End with 1 on findings: no meeting, no measurement, faults.")
@@ -101,9 +109,7 @@ def init_command(
 
 def _standing(nodes: int | None, port: int) -> Standing:
     """Whether there is a group, and which member this is. Raises UsageError for what the launcher leaves open."""
-    from probe.bench.rendezvous import find_rendezvous
-
-    meeting = find_rendezvous(os.environ, nnodes=nodes)
+    meeting = find_rendezvous(os.environ, nnodes=nodes, words=_WORDS)
     if meeting.nodes == 1:
         return Standing()
     from configgen.run.group import group_name
@@ -126,7 +132,7 @@ def _request(
 
 
 def _member(request: Request, sources: Sources, folder: Path, standing: Standing) -> Member:
-    from configgen.run.files import Volume
+    from configgen.run.volume import Volume
 
     survey = sources.survey()
     if len(survey.topology.nodes) > 1:

@@ -21,7 +21,6 @@ RDMA = "rdma/ib"
 """What examples of RDMA device plugins call their devices; a cluster's own name is in its plugin's configuration."""
 BUDGET_S, DEADLINE_S = 20, 60
 """What `wirelore init` may take for its measurements, and for everything."""
-GROUP_PORT = 29400
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _SERVICE = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")

@@ -1,4 +1,7 @@
-"""The plan of a group that did not meet: a pure function of what every member knows by itself, so all have the same."""
+"""The plan of a group that did not meet: a pure function of what every member knows by itself, so all have the same.
+
+Its GPUs are counted without the hidden ones, which may be others on each node: place.on_own_gpus says which they are.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from configgen.decide import plan
 from configgen.model import ModelSpec
 from configgen.plan import EngineTraits, Limits, Plan, Workload
+from configgen.run.one_server import plan_for_group
+from configgen.run.place import TAKEN_FOR_ALL, visible_gpus
 from probe.catalog import gpu_figures
 from probe.errors import NoGpuError
 from probe.measurement import Survey
@@ -20,10 +24,8 @@ from probe.topology import (
     NetworkPath,
     Node,
     NodeShape,
-    Origin,
     Path,
     PathKind,
-    Provenance,
     Topology,
 )
 from probe.units import GIB, count
@@ -40,36 +42,30 @@ class SeenGpu:
     memory_bytes: int | None
     """The catalog's, else whole GiB: drivers of different age report some MiB more or less of the same GPU."""
     compute_capability: tuple[int, int] | None
-    visible: bool
 
 
-def seen_gpus(topology: Topology, promised: int | None) -> tuple[SeenGpu, ...]:
-    """This node's GPUs, as the other nodes are assumed to have them.
+def seen_gpus(topology: Topology) -> tuple[SeenGpu, ...]:
+    """This node's GPUs without the hidden ones, as the other nodes are assumed to have them.
 
     Raises NoGpuError where what the others will start cannot run here: that is then known, not assumed.
     """
     node = topology.nodes[0]
-    if promised is not None and len(node.gpus) != promised:
+    seen = visible_gpus(node)
+    if not seen:
         raise NoGpuError(
-            f"the group did not meet, and this node has {count(len(node.gpus), 'GPU')}, not {promised}",
-            cure="Give the node back to the scheduler, or see `wirelore probe` for what it lacks.",
+            "the group did not meet, and all GPUs of this node are hidden",
+            cure="Correct or unset CUDA_VISIBLE_DEVICES.",
         )
-    for index, state in enumerate(node.gpus):
+    for index in seen:
+        state = node.gpus[index]
         if state.status is not GpuStatus.OK or state.mig_instances:
             what = "is cut into MIG instances" if state.mig_instances else f"is {state.status.value}"
             raise NoGpuError(
                 f"the group did not meet, and GPU {index} of this node {what}: no plan for equal nodes can use it",
                 cure="See `wirelore probe`, or start the group again so that it meets.",
             )
-    return tuple(
-        SeenGpu(
-            gpu.name,
-            _memory(gpu),
-            gpu.compute_capability,
-            state.visible,
-        )
-        for gpu, state in zip(node.shape.gpus, node.gpus, strict=True)
-    )
+    gpus = [node.shape.gpus[index] for index in seen]
+    return tuple(SeenGpu(gpu.name, _memory(gpu), gpu.compute_capability) for gpu in gpus)
 
 
 def _memory(gpu: Gpu) -> int | None:
@@ -93,10 +89,10 @@ def plan_without_meeting(
     NoPlanError where there is none.
     """
     survey = Survey(_equal_nodes(nodes, gpus))
-    decided = plan(survey, model, workload, traits, limits, what_if=False)
+    decided = plan_for_group(survey, model, workload, traits, limits, what_if=False)
     if any(len(replica.nodes) > 1 and replica.nodes[0] != 0 for replica in decided.replicas):
         alone = replace(limits, gpus=decided.parallelism.gpus_per_replica)
-        decided = plan(survey, model, workload, traits, alone, what_if=False)
+        decided = plan_for_group(survey, model, workload, traits, alone, what_if=False)
     said = ASSUMED.format(nodes=count(nodes, "node"), gpus=count(len(gpus), "GPU"))
     return replace(decided, degraded=(said, *decided.degraded))
 
@@ -114,7 +110,6 @@ def _equal_nodes(nodes: int, gpus: Sequence[SeenGpu]) -> Topology:
         ),
         tuple(Path(PathKind.UNKNOWN) for _ in combinations(gpus, 2)),
     )
-    node = Node(shape, tuple(GpuState(visible=gpu.visible) for gpu in gpus))
+    node = Node(shape, (GpuState(),) * len(gpus))
     network = (NetworkPath(PathKind.NET, tuple(range(nodes))),) if nodes > 1 else ()
-    origin = Origin("gpus", Provenance.ASSUMED, "this node's, taken for those of every node")
-    return with_assumed_memory(Topology((node,) * nodes, network, provenance=(origin,)))
+    return with_assumed_memory(Topology((node,) * nodes, network, provenance=(TAKEN_FOR_ALL,)))

@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from itertools import combinations
 
 from configgen.plan import Plan
-from configgen.run.place import gpu_differences
+from configgen.run.place import TAKEN_FOR_ALL, gpu_differences, on_own_gpus
 from probe.errors import one_line
 from probe.islands import bottleneck, fingerprint
-from probe.topology import GpuRef, Node, NodeShape, Path, PathKind, Provenance, Topology
+from probe.topology import GpuRef, Node, NodeShape, Path, PathKind, Topology
 
 
 def differences(plan: Plan, node: int, present: Topology, *, made_on: Topology | None = None) -> list[str]:
     """What of node `node` of the plan is not as it was, on the single node that is there. `made_on` is the topology
     that the plan was made on, where it is at hand: then every wire is compared, else those that the plan tells of."""
+    plan = on_own_gpus(plan, node, present)
     gpus = list(gpu_differences(plan, node, present))
     here = present.nodes[0]
     before = _node_of(plan, node, made_on)
@@ -84,7 +85,7 @@ def _inside(stage: tuple[GpuRef, ...], here: Node) -> Iterator[Path]:
 
 def _whole(plan: Plan, before: Node | None, present: Topology) -> Iterator[str]:
     """What no line above names: memory, another switch, GPUs that the plan leaves out."""
-    if any(o.fact == "gpus" and o.provenance is Provenance.ASSUMED for o in plan.provenance):
+    if TAKEN_FOR_ALL in plan.provenance:
         return  # made for nodes that nobody had seen
     if before is not None:
         then = fingerprint(Topology((before,)))

@@ -8,15 +8,17 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from configgen.decide import plan
 from configgen.document import encode_plan
 from configgen.model import ModelSpec
 from configgen.plan import EngineTraits, Limits, Workload
 from configgen.run.assumed import plan_without_meeting, seen_gpus
-from configgen.run.files import Paper, Record, Volume, node_files
+from configgen.run.files import Paper, node_files
 from configgen.run.group import Roll, digest, holds_for, unable
 from configgen.run.meeting import attend, lead
 from configgen.run.messages import Hello, Measure, Proposal, Trouble, Unmet
+from configgen.run.one_server import plan_for_group
+from configgen.run.place import visible_gpus
+from configgen.run.volume import Record, Volume
 from probe import __version__
 from probe.errors import NoGpuError, UsageError, WireloreError, one_line
 from probe.islands import fingerprint
@@ -24,7 +26,7 @@ from probe.measurement import Survey
 from probe.merge import cluster
 from probe.sources.told import with_assumed_memory
 from probe.store import decode_survey, encode_survey
-from probe.topology import Node, Topology
+from probe.topology import Topology
 from probe.units import count
 
 _TELL_S = 10.0
@@ -164,7 +166,7 @@ class Member:
         survey = self._surveyed(roll)
         survey = replace(survey, topology=with_assumed_memory(survey.topology))
         r = self.request
-        decided = plan(survey, r.model, r.workload, r.traits, r.limits)
+        decided = plan_for_group(survey, r.model, r.workload, r.traits, r.limits)
         faults = (*self._too_few(survey.topology), *([self._cut] if self._cut else []))
         decided = replace(decided, degraded=(*decided.degraded, *faults))
         members = tuple(roll.hellos[node].facts for node in roll.present)
@@ -199,12 +201,12 @@ class Member:
             reason = former.reason  # so that the same files stay the same, however the meeting failed this time
         r = self.request
         here = self.survey.topology.nodes[0]
-        if r.promised is not None and _visible(here) != r.promised:
+        if r.promised is not None and len(visible_gpus(here)) != r.promised:
             raise NoGpuError(
-                f"the group did not meet, and this node has {count(_visible(here), 'GPU')}, not {r.promised}",
+                f"the group did not meet, and this node has {count(len(visible_gpus(here)), 'GPU')}, not {r.promised}",
                 cure="Give the node back to the scheduler, or see `wirelore probe` for what it lacks.",
             )
-        gpus = seen_gpus(self.survey.topology, None)
+        gpus = seen_gpus(self.survey.topology)
         decided = plan_without_meeting(self.standing.nodes, gpus, r.model, r.workload, r.traits, r.limits)
         told = Proposal(
             plan=encode_plan(decided).decode(), survey=encode_survey(self.survey).decode(), addresses=(), members=()
@@ -235,9 +237,9 @@ class Member:
     def _too_few(self, topology: Topology) -> list[str]:
         promised = self.request.promised
         return [
-            f"node {position} has {count(_visible(node), 'GPU')}, and {promised} were asked for"
+            f"node {position} has {count(len(visible_gpus(node)), 'GPU')}, and {promised} were asked for"
             for position, node in enumerate(topology.nodes)
-            if promised is not None and _visible(node) != promised
+            if promised is not None and len(visible_gpus(node)) != promised
         ]
 
     def _write(self, proposal: Proposal, *, reason: str | None) -> None:
@@ -271,18 +273,19 @@ class Member:
 def settle_plan(member: Member, *, ends_s: float) -> Done:
     """Brings the node to a plan in its folder. `ends_s` is of time.monotonic(). Raises WireloreError where starting an
     engine would surely fail: then nothing was written."""
-    standing = member.standing
-    if standing.nodes == 1:
-        _decide_alone(member, ends_s)
-    else:
-        hello = member.hello()
-        if standing.node == 0:
-            outcome = lead(hello, member, standing.port, ends_s=ends_s)
+    with member.volume.alone(ends_s):
+        standing = member.standing
+        if standing.nodes == 1:
+            _decide_alone(member, ends_s)
         else:
-            outcome = attend(hello, member, standing.address, standing.port, ends_s=ends_s)
-        if isinstance(outcome, Unmet):
-            member.without_meeting(outcome.reason)
-    return member.done()
+            hello = member.hello()
+            if standing.node == 0:
+                outcome = lead(hello, member, standing.port, ends_s=ends_s)
+            else:
+                outcome = attend(hello, member, standing.address, standing.port, ends_s=ends_s)
+            if isinstance(outcome, Unmet):
+                member.without_meeting(outcome.reason)
+        return member.done()
 
 
 def tell_trouble(standing: Standing, request: Request | None, error: WireloreError, *, ends_s: float) -> None:
@@ -338,11 +341,6 @@ def _decide_alone(member: Member, ends_s: float) -> None:
         proposal = member.decide(roll, ("",))
     member.stage(proposal)
     member.publish(proposal)
-
-
-def _visible(node: Node) -> int:
-    """GPUs that the scheduler gave: some hand them out by a variable and hide nothing else of the host."""
-    return sum(state.visible for state in node.gpus)
 
 
 def _is_ours(record: Record, member: Member) -> bool:

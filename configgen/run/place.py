@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from configgen.launch import is_hostname
 from configgen.plan import Plan
 from probe.bench.rendezvous import is_ip, parse_endpoint, told_by_launcher
 from probe.errors import NoGpuError, UsageError, one_line
-from probe.topology import GpuState, GpuStatus, Node, Topology
+from probe.topology import GpuRef, GpuState, GpuStatus, Node, Origin, Provenance, Topology
 from probe.units import count, some
 
+TAKEN_FOR_ALL = Origin("gpus", Provenance.ASSUMED, "this node's, taken for those of every node")
+"""Marks a plan that needed no meeting."""
 _NODE_CURE = "Name this node's part with --node N."
 _OTHER_CURE = "Run `wirelore plan` again on this machine, or name this node's part with --node N."
 
@@ -44,7 +46,7 @@ def find_place(plan: Plan, environ: Mapping[str, str], *, node: int | None, host
         told = told_by_launcher(environ, nodes if nodes > 1 else None)
     except UsageError as error:
         raise UsageError(error.problem, cure=_NODE_CURE) from error
-    rank = told.node if told is not None and told.nodes != 1 else None
+    rank = told.node if told is not None and (told.nodes or nodes) != 1 else None
     if len(named) == 1:
         if told is None or rank is None:
             return Place(named[0], "its name", True, own_word)
@@ -82,6 +84,28 @@ def master_address(plan: Plan, place: Place, replica: int) -> str:
         f"replica {replica} begins on {which}, and nobody says its address",
         cure=f"Start with {more}MASTER_ADDR set to the address of node {first}.",
     )
+
+
+def on_own_gpus(plan: Plan, node: int, present: Topology) -> Plan:
+    """A plan that needed no meeting, with the indices by which this very node has its GPUs; any other as it is.
+
+    Only for starting and comparing: it is the plan as it was made that is equal on all nodes.
+    """
+    seen = visible_gpus(present.nodes[0])
+    if TAKEN_FOR_ALL not in plan.provenance or max(plan.gpu_order[node], default=0) >= len(seen):
+        return plan
+
+    def own(ref: GpuRef) -> GpuRef:
+        return GpuRef(node, seen[ref.gpu]) if ref.node == node else ref
+
+    replicas = tuple(replace(r, stages=tuple(tuple(map(own, stage)) for stage in r.stages)) for r in plan.replicas)
+    order = [tuple(seen[i] for i in used) if n == node else used for n, used in enumerate(plan.gpu_order)]
+    return replace(plan, replicas=replicas, gpu_order=tuple(order))
+
+
+def visible_gpus(node: Node) -> list[int]:
+    """Those that the scheduler gave: some hand them out by a variable, and hide nothing else of the host."""
+    return [index for index, state in enumerate(node.gpus) if state.visible]
 
 
 def require_planned_gpus(plan: Plan, node: int, topology: Topology) -> None:

@@ -14,10 +14,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from probe.bench.messages import Rendezvous
-from probe.errors import UsageError
+from probe.errors import UsageError, one_line
 
 DEFAULT_PORT = 29510
 """Beside the ports that torchrun (29400, 29500) and vLLM (29501) take for themselves."""
+GROUP_PORT = DEFAULT_PORT - 1
+"""Where a group meets that decides together: no port that its own measurement takes, under srun those from 29510 on."""
 
 LEADER_WORKER_SET, KUBEFLOW, KUBERNETES_JOB = "LeaderWorkerSet", "Kubeflow Trainer", "Kubernetes job"
 SRUN = "srun"
@@ -29,6 +31,28 @@ _SPECIAL_STEPS = 0xFFFFFFF0
 
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})")
 _LOCAL_RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """How the user of a command says what no launcher tells, for its errors."""
+
+    nodes: str
+    """The option for the number of nodes."""
+    node: str
+    """How to say which of them this is."""
+    address: str
+    """How to say where node 0 is."""
+    instead: str
+    """How to say all of it, whatever a launcher says; empty where that can't be."""
+
+
+OF_MEASURE = Words(
+    nodes="--nnodes",
+    node="Add --node-rank R (0 to N-1)",
+    address="Add --master IP:PORT of node 0, or set MASTER_ADDR",
+    instead="Or give --nnodes N --node-rank R --master IP:PORT.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +76,7 @@ def find_rendezvous(
     master: str | None = None,
     port: int | None = None,
     interface: str | None = None,
+    words: Words = OF_MEASURE,
 ) -> Rendezvous:
     """Options win, then the launcher's variables; neither: this node alone. `master` is HOST, HOST:PORT or [IPv6]:PORT.
 
@@ -64,8 +89,13 @@ def find_rendezvous(
     if nnodes is not None and nnodes < 1:
         raise UsageError(f"--nnodes {nnodes} is no number of nodes", cure="Give 1 or more.")
     complete = nnodes is not None and node_rank is not None and host is not None
-    told = None if complete or nnodes == 1 else told_by_launcher(environ, nnodes)
+    told = None if complete or nnodes == 1 else _told(environ, nnodes, words)
     nodes = nnodes if nnodes is not None or told is None else told.nodes
+    if told is not None and nodes is None:
+        raise UsageError(
+            f"{told.origin} may start {one_line(environ['PET_NNODES'], 40)} nodes, and nobody says how many there are",
+            cure=f"Add {words.nodes} N (1: this node alone), or set PET_NNODES to one number.",
+        )
     if nodes is None and (host is not None or node_rank is not None):
         what = "--master" if node_rank is None else "--node-rank"
         raise UsageError(f"{what} is given, yet nobody says how many nodes there are", cure="Add --nnodes N.")
@@ -76,10 +106,11 @@ def find_rendezvous(
     if node is None:
         raise UsageError(
             f"nobody says which of the {nodes} nodes this is",
-            cure="Add --node-rank R (0 to N-1), or start with torchrun, srun or mpirun.",
+            cure=f"{words.node}, or start with torchrun, srun or mpirun.",
         )
     if told and node_rank is None and told.nodes not in (None, nodes):
-        raise UsageError(f"--nnodes says {nodes}, {told.origin} {told.nodes} nodes", cure="Leave --nnodes away.")
+        what = f"{words.nodes} says {nodes}, {told.origin} {told.nodes} nodes"
+        raise UsageError(what, cure=f"Leave {words.nodes} away.")
     if not 0 <= node < nodes:
         who = "--node-rank" if node_rank is not None or told is None else told.origin
         raise UsageError(f"{who} says node {node} of {nodes}", cure=f"Nodes count from 0 to {nodes - 1}.")
@@ -89,9 +120,9 @@ def find_rendezvous(
     if address is None:
         raise UsageError(
             f"nobody says where node 0 of {nodes} is",
-            cure="Add --master IP:PORT of node 0, or set MASTER_ADDR (mpirun -x MASTER_ADDR=IP).",
+            cure=f"{words.address} (mpirun -x MASTER_ADDR=IP).",
         )
-    options = {"--nnodes": nnodes, "--node-rank": node_rank, "--master": host, "--port": port}
+    options = {words.nodes: nnodes, "--node-rank": node_rank, "--master": host, "--port": port}
     given = [name for name, value in options.items() if value is not None]
     return Rendezvous(
         nodes=nodes,
@@ -154,14 +185,26 @@ def first_host(nodelist: str) -> str | None:
 
 
 def told_by_launcher(environ: Environment, nnodes: int | None = None) -> Told | None:
-    """What the innermost launcher says of this process; None without one. Raises UsageError for what it leaves out."""
+    """What the innermost launcher says of this process; None without one. Raises UsageError for what it leaves out.
+
+    One that leaves the number of nodes open counts where `nnodes` or no other says it.
+    """
+    open_ended = None
     for detect in _LAUNCHERS:
         told = detect(environ)
-        if told is not None:
+        if told is not None and (told.nodes is not None or nnodes):
             return told
+        open_ended = open_ended or told
     # An index alone makes no group: most indexed jobs are not one.
     index = _number(environ, "JOB_COMPLETION_INDEX") if nnodes else None
-    return Told(KUBERNETES_JOB, None, index) if index is not None else None
+    return Told(KUBERNETES_JOB, None, index) if index is not None else open_ended
+
+
+def _told(environ: Environment, nnodes: int | None, words: Words) -> Told | None:
+    try:
+        return told_by_launcher(environ, nnodes)
+    except UsageError as error:
+        raise UsageError(error.problem, cure=f"{error.cure} {words.instead}".rstrip()) from error
 
 
 def _torchrun(environ: Environment) -> Told | None:
@@ -221,15 +264,15 @@ def _leader_worker_set(environ: Environment) -> Told | None:
 
 
 def _kubeflow(environ: Environment) -> Told | None:
-    """PET_NNODES may be a range, 'least:most'; what is there now is not told then."""
+    """PET_NNODES may be a range, 'least:most', of which torchrun alone knows how many came (GROUP_WORLD_SIZE)."""
     nodes = environ.get("PET_NNODES", "")
     least, _, most = nodes.partition(":")
-    if not nodes or (most and least != most):
+    if not nodes:
         return None
     endpoint = environ.get("PET_MASTER_ADDR") or environ.get("PET_RDZV_ENDPOINT")
     address, port = parse_endpoint(endpoint, "PET_MASTER_ADDR") if endpoint else (None, None)
     port = _checked_port(_number(environ, "PET_MASTER_PORT"), "PET_MASTER_PORT") or port
-    count = _needed({"PET_NNODES": least}, "PET_NNODES")
+    count = None if most and least != most else _needed({"PET_NNODES": least}, "PET_NNODES")
     return Told(KUBEFLOW, count, _number(environ, "PET_NODE_RANK"), address, port)
 
 
@@ -244,7 +287,7 @@ def _generic(environ: Environment) -> Told | None:
     if not here or world % here:
         raise UsageError(
             "RANK and WORLD_SIZE count processes, and how many of them are on a node is not told",
-            cure="Start one process per node, or give --nnodes N --node-rank R --master IP:PORT.",
+            cure="Start one process per node, or set LOCAL_WORLD_SIZE to how many there are.",
         )
     return Told("RANK and WORLD_SIZE", world // here, rank // here, *_master(environ))
 
@@ -286,7 +329,7 @@ def _needed(environ: Environment, name: str) -> int:
     if number is None:
         raise UsageError(
             f"a launcher's variables are there, but not {name}",
-            cure="Give --nnodes N --node-rank R --master IP:PORT, or unset what an earlier run left.",
+            cure=f"Set {name} too, or unset what an earlier run left.",
         )
     return number
 

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from agent_run import agent, free_port
+from agent_run import agent
 from fake_nvml.machines import LOST, healthy, hgx_h100
+from ports import free_port
 
 pytestmark = pytest.mark.long
 

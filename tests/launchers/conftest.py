@@ -12,8 +12,9 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parent.parent / "lab"))
 
 from lab import missing
+from ports import free_port
 from slurm_cluster import Cluster, running_cluster
-from started import MEASURE, Figures, clean_environment, figures, free_port, run_together
+from started import MEASURE, Figures, clean_environment, figures, run_together
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import random
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -96,14 +93,6 @@ def clean_environment(**more: str) -> dict[str, str]:
     strange = ("SLURM_", "OMPI_", "PMI", "PET_", "LWS_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "TORCHELASTIC_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(strange)}
     return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
-
-
-def free_port() -> int:
-    """A port outside the range from which the kernel gives ports to others before a launcher listens at it."""
-    while True:
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", random.randrange(20_000, 29_000)))
-            return int(probe.getsockname()[1])
 
 
 def run_together(commands: Sequence[Sequence[str]], environ: Mapping[str, str], within_s: float = START_S) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from ports import free_port
 from started import (
     MEASURE,
     ROOT,
@@ -19,7 +20,6 @@ from started import (
     assert_same_survey,
     clean_environment,
     figures,
-    free_port,
     told,
 )
 

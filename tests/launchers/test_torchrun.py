@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from ports import free_port
 from started import (
     MEASURE,
     TELL,
@@ -14,7 +15,6 @@ from started import (
     assert_same_survey,
     clean_environment,
     figures,
-    free_port,
     run_together,
     told,
     tool,
