@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from command import environment
+from docs_commands import Terminal, with_wirelore
 from fake_nvml import FakeMachine, build_fake_nvml, compiler, fake_environment
 from fake_nvml.machines import Description
 from hypothesis import HealthCheck, settings
@@ -30,3 +32,9 @@ def fake_machine(fake_nvml: Path, tmp_path: Path) -> FakeMachine:
         return fake_environment(fake_nvml, description.write(tmp_path / "machine.nvml"), **more)
 
     return environment
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Terminal:
+    """Of a reader of the documents, in an empty folder of a machine without a driver."""
+    return Terminal(tmp_path, environment(HOME=str(tmp_path), PATH=with_wirelore(tmp_path / "bin")))

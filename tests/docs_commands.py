@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from command import wirelore
+from command import WIRELORE, wirelore
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -37,6 +39,11 @@ class Command:
     @property
     def words(self) -> list[str]:
         return shlex.split(self.text)
+
+    def at(self, place: str, here: str | Path) -> Command:
+        """With what a test has in place of what only the reader's machine, or network, has."""
+        assert place in self.text, f"{self} names no {place}"
+        return replace(self, text=self.text.replace(place, str(here)))
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}: {self.text}"
@@ -89,13 +96,14 @@ def page_path(name: str) -> Path:
 
 
 def documented(page: str, *starts: str) -> list[Command]:
-    """The page's commands that begin so, one for each; whoever asks for a command is the test that runs it."""
+    """The page's commands that are or begin so, one for each; whoever asks for one is the test that runs it."""
     known = list(commands(page, page_path(page).read_text("utf-8")))
     return [_one(page, known, start) for start in starts]
 
 
 def _one(page: str, known: list[Command], start: str) -> Command:
-    found = [command for command in known if f"{command.text} ".startswith(start)]
+    found = [command for command in known if command.text == start]
+    found = found or [command for command in known if f"{command.text} ".startswith(start)]
     assert len(found) == 1, f"{page} has {len(found)} commands that begin with `{start}`, and a test asks for one"
     return found[0]
 
@@ -135,3 +143,29 @@ def program(folder: Path, name: str, text: str) -> Path:
     path.write_text(text)
     path.chmod(0o755)
     return path
+
+
+def with_wirelore(folder: Path) -> str:
+    """PATH with the `wirelore` of these tests in front, then what lies beside their interpreter."""
+    program(folder, "wirelore", f'#!/bin/sh\nexec {shlex.join(WIRELORE)} "$@"\n')
+    return f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+
+def settings(command: str, **options: str) -> dict[str, str]:
+    """Options of a wirelore command that its line does not tell, by environment."""
+    return {f"WIRELORE_{command}_{name}".upper(): value for name, value in options.items()}
+
+
+LAB_AUDIT = settings("audit", **{"from": "machine:l4-1", "backend": "gloo", "budget": "8s"})
+"""Of one CPU rank: all of a measurement's chain, in the least time."""
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """Where a reader types: a folder that is also the home, and `wirelore` on the path."""
+
+    folder: Path
+    environ: dict[str, str]
+
+    def runs(self, command: Command, **more: str) -> str:
+        return run_in_bash(command, self.folder, {**self.environ, **more}).stdout

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from agent_run import free_port
+from ports import free_port
 
 from configgen.cli.agent import agent_command
 from configgen.run.agent import State

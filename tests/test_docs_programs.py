@@ -1,37 +1,27 @@
-"""The documents' commands for one machine: pip installs what they name, and systemd takes the unit that they copy."""
+"""The documents' commands for one machine: systemd takes the unit that they copy, and the agent stays on it."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
-import sys
-import zipfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from agent_run import Running
 from command import environment
-from docs_commands import ROOT, documented, follow, program, run_in_bash
-
-from probe import __version__
+from docs_commands import Terminal, documented, follow, program, run_in_bash, settings
+from fake_nvml import FakeMachine
+from fake_nvml.machines import hgx_h100
+from ports import free_port
 
 pytestmark = pytest.mark.long
 
-METADATA = "Metadata-Version: 2.1\nName: {name}\nVersion: 0\n"
-WHEEL = "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 ENABLE = """#!/bin/sh
 [ "$1 $2" = "enable --now" ] || exit 64
 shift 2
 exec {systemctl} --root={root} enable "$@"
 """
-
-
-def empty_wheel(folder: Path, name: str) -> None:
-    """Of a distribution that is a name and nothing else."""
-    with zipfile.ZipFile(folder / f"{name}-0-py3-none-any.whl", "w") as archive:
-        for file, text in (("METADATA", METADATA.format(name=name)), ("WHEEL", WHEEL), ("RECORD", "")):
-            archive.writestr(f"{name}-0.dist-info/{file}", text)
 
 
 @pytest.fixture(scope="module")
@@ -40,27 +30,6 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kubernetes")
     follow("kubernetes.md", folder)
     return folder
-
-
-def test_pip_installs_both_into_one_environment(tmp_path: Path) -> None:
-    """Out of a folder in place of PyPI, with this tree's wheel and an empty one for vLLM; without what they need."""
-    missing = [name for name in ("build", "hatchling") if find_spec(name) is None]
-    if missing:
-        pytest.skip(f"{' and '.join(missing)} not installed: `pip install wirelore vllm` is NOT tested")
-    (command,) = documented("slurm.md", "python3 -m venv")
-    index = tmp_path / "index"
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(index)]
-    subprocess.run(build, cwd=ROOT, env=environment(), capture_output=True, timeout=100, check=True)
-    empty_wheel(index, "vllm")
-    shared = tmp_path / "shared"
-    shared.mkdir()
-    offline = environment(PIP_NO_INDEX="1", PIP_FIND_LINKS=str(index), PIP_NO_DEPS="1", PYTHONPATH="")
-    assert "/shared/" in command.text
-    run_in_bash(command.text.replace("/shared/", f"{shared}/"), tmp_path, offline)
-    (program_there,) = shared.glob("*/bin/wirelore")
-    listed = [str(program_there.with_name("pip")), "list", "--format=freeze"]
-    told = subprocess.run(listed, env=offline, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert {f"wirelore=={__version__}", "vllm==0"} <= {*told}
 
 
 def test_systemd_takes_the_unit_and_enables_it(tmp_path: Path, followed: Path) -> None:
@@ -73,9 +42,8 @@ def test_systemd_takes_the_unit_and_enables_it(tmp_path: Path, followed: Path) -
     units.mkdir(parents=True)
     program(tmp_path / "bin", "sudo", '#!/bin/sh\nexec "$@"\n')
     program(tmp_path / "bin", "systemctl", ENABLE.format(systemctl=systemctl, root=tmp_path / "root"))
-    assert "/etc/systemd/system/" in command.text
     environ = environment(PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    run_in_bash(command.text.replace("/etc/systemd/system/", f"{units}/"), followed, environ)
+    run_in_bash(command.at("/etc/systemd/system/", f"{units}/"), followed, environ)
     (unit,) = units.glob("*.service")
     assert (units / "multi-user.target.wants" / unit.name).is_symlink()
     verified = subprocess.run(
@@ -101,3 +69,22 @@ def test_compose_finds_its_file(followed: Path) -> None:
     (command,) = documented("kubernetes.md", "docker compose")
     assert command.words[2] == "-f"
     assert (followed / command.words[3]).is_file()
+
+
+def test_the_agent_stays_on_its_node(terminal: Terminal, fake_machine: FakeMachine) -> None:
+    (stay,) = documented("agent.md", "wirelore agent")
+    features, port = terminal.folder / "features", free_port()
+    features.mkdir()
+    here = stay.at("/etc/kubernetes/node-feature-discovery/features.d", features).at("/run/wirelore", terminal.folder)
+    told = settings("agent", http_port=str(port), address="127.0.0.1")
+    environ = {**terminal.environ, **fake_machine(hgx_h100()), **told}
+    with (terminal.folder / "log").open("wb") as log:
+        process = subprocess.Popen(["bash", "-c", f"exec {here.text}"], env=environ, stdout=log, stderr=log)
+    running = Running(process, terminal.folder, port)
+    try:
+        assert running.until(lambda: running.labels)["wirelore.io/gpus"] == "8"
+        running.until(lambda: (terminal.folder / "survey.json").exists() and running.get("/healthz")[0] == 200)
+        assert running.end()[0] == 0
+    finally:
+        process.kill()
+        process.wait()

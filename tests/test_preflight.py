@@ -298,10 +298,3 @@ def test_the_check_of_real_gpus_looks_whether_init_gives_all_memory_back(fake_ma
     ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, env=environ)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "init_measured: False\ninit_memory_kept_mib: 0\n" in ended.stdout
-
-
-def test_the_check_of_real_gpus_is_skipped_in_one_line_without_one() -> None:
-    script = Path(__file__).resolve().parent.parent / "benchmarks" / "gpu_check.py"
-    ended = subprocess.run([sys.executable, script], check=False, capture_output=True, text=True, env=no_driver())
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert ended.stdout.startswith("skipped: ") and ended.stdout.count("\n") == 1

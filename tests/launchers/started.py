@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from docs_commands import ROOT, Command, settings
+
 START_S = 60.0
 
 TELL = """
@@ -31,14 +32,15 @@ os.write(1, (json.dumps({"note": note, **told}) + chr(10)).encode())
 """
 """In place of the measurement: where this process would meet the others, as one line of JSON."""
 
-BUDGET_S = 8
 NOISE = 2.5
+SMALL = {"from": "machine:l4-1", "backend": "gloo", "budget": "12s", "largest": "1KiB"}
 MEASURE = (
-    *(sys.executable, "-c", "from configgen.cli import main; main()"),
-    *("measure", "--from", "machine:l4-1", "--backend", "gloo", "--budget", f"{BUDGET_S}s", "--largest", "1KiB"),
-    *("--format", "json"),
+    *(sys.executable, "-c", "from configgen.cli import main; main()", "measure", "--format", "json"),
+    *(word for name, value in SMALL.items() for word in (f"--{name}", value)),
 )
 """A small measurement of a described node with one GPU: CPU ranks stand in for GPUs, and each curve has one size."""
+SETTINGS = settings("measure", **SMALL)
+"""The same by environment, for the commands of docs/measure.md, which tell nothing of it."""
 
 
 Figures = dict[str, dict[int, float]]
@@ -95,10 +97,12 @@ def clean_environment(**more: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
 
 
-def run_together(commands: Sequence[Sequence[str]], environ: Mapping[str, str], within_s: float = START_S) -> list[str]:
+def run_together(
+    commands: Sequence[Sequence[str]], environ: Mapping[str, str], within_s: float = START_S, cwd: Path = ROOT
+) -> list[str]:
     """Starts them all at once; their outputs, where all end well."""
     children = [
-        subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(environ), cwd=ROOT)
+        subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(environ), cwd=cwd)
         for c in commands
     ]
     try:
@@ -110,6 +114,11 @@ def run_together(commands: Sequence[Sequence[str]], environ: Mapping[str, str], 
     for child, output in zip(children, outputs, strict=True):
         assert child.returncode == 0, output
     return outputs
+
+
+def typed(command: Command | str) -> list[str]:
+    """The words that have a shell run it."""
+    return ["bash", "-euo", "pipefail", "-c", command if isinstance(command, str) else command.text]
 
 
 def tool(name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""docs/slurm.md as a reader follows it: its commands typed on a node of a real Slurm, before an engine's stand-in."""
+"""docs/slurm.md as a reader follows it, and srun as docs/measure.md has it: typed on a node of a real Slurm."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from docs_commands import Command, documented, follow, program
 from fake_nvml import compiler
 from slurm_cluster import ABSENT, Cluster
 from slurm_driver import install_wirelore
-from started import START_S
+from started import SETTINGS, START_S, figures, typed
 
 pytestmark = [
     pytest.mark.long,
@@ -41,9 +41,6 @@ HTTPServer(("", int(sys.argv[sys.argv.index("--port") + 1] if "--port" in sys.ar
 """
 """A stand-in for vLLM: it answers one path, on the nodes on which vLLM would."""
 
-LAB = {"FROM": "machine:l4-1", "BACKEND": "gloo", "LARGEST": "1KiB"}
-"""A measurement that needs no GPU: CPU ranks on each node, and one size."""
-
 
 @dataclass
 class Reader:
@@ -54,8 +51,7 @@ class Reader:
     environ: dict[str, str]
 
     def typed(self, command: Command | str) -> list[str]:
-        text = command if isinstance(command, str) else command.text
-        return self.cluster.lab.nodes[0].inside("bash", "-euo", "pipefail", "-c", text)
+        return self.cluster.lab.nodes[0].inside(*typed(command))
 
     def runs(self, command: Command | str, **more: str) -> str:
         done = subprocess.run(
@@ -123,8 +119,11 @@ def test_a_node_tells_of_itself_for_a_plan_elsewhere(reader: Reader) -> None:
 
 def test_the_nodes_are_measured_alone(reader: Reader) -> None:
     (measure,) = documented("slurm.md", "srun --nodes=2")
-    told = {f"WIRELORE_MEASURE_{name}": value for name, value in LAB.items()}
-    reader.runs(measure, **told)
-    survey = json.loads((reader.folder / "survey.json").read_text())
-    assert len(survey["topology"]["nodes"]) == 2
-    assert survey["curves"]
+    reader.runs(measure, **SETTINGS)
+    assert figures(reader.folder / "survey.json")
+
+
+def test_the_shortest_words_measure_too(reader: Reader) -> None:
+    (measure,) = documented("measure.md", "srun -N 2")
+    reader.runs(measure, **SETTINGS)
+    assert figures(reader.folder / "survey.json")

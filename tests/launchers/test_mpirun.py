@@ -6,21 +6,23 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from docs_commands import documented, program, settings, with_wirelore
 from ports import free_port
 from started import (
-    MEASURE,
     ROOT,
+    SETTINGS,
     START_S,
     TELL,
     Figures,
     assert_same_survey,
     clean_environment,
     figures,
+    run_together,
     told,
+    typed,
 )
 
 MPIRUN = shutil.which("mpirun")
@@ -44,19 +46,23 @@ exec unshare --uts sh -c 'hostname "$0"; exec sh -c "$1"' "$host" "$*"
 """
 
 
-def mpirun(folder: Path, *words: str, command: Sequence[str] = (sys.executable, "-c", TELL)) -> str:
-    agent = folder / "agent"
-    agent.write_text(AGENT)
-    agent.chmod(0o755)
+def reaching(folder: Path, **more: str) -> dict[str, str]:
+    """The environment in which mpirun comes from one name of this host to the other."""
+    agent = program(folder, "agent", AGENT)
+    as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    return clean_environment(OMPI_MCA_plm_rsh_agent=str(agent), **as_root, **more)
+
+
+def mpirun(folder: Path, *words: str) -> str:
     assert MPIRUN is not None
     done = subprocess.run(
-        [MPIRUN, "--allow-run-as-root", "--mca", "plm_rsh_agent", str(agent), *words, *command],
+        [MPIRUN, *words, sys.executable, "-c", TELL],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         timeout=START_S,
         check=False,
-        env=clean_environment(),
+        env=reaching(folder),
         cwd=ROOT,
     )
     return done.stdout
@@ -93,8 +99,13 @@ def test_several_processes_on_several_nodes_are_refused_with_the_cure(tmp_path: 
 
 
 def test_mpirun_measures_what_a_static_rendezvous_measures(static_figures: Figures, tmp_path: Path) -> None:
-    survey = tmp_path / "survey.json"
-    where = ["--host", "node-a,node-b", "--map-by", "ppr:1:node"]
-    output = mpirun(tmp_path, *where, command=[*MEASURE, "--master", f"127.0.0.1:{free_port()}", "-o", str(survey)])
-    assert survey.exists(), output
-    assert_same_survey(figures(survey), static_figures)
+    """By the page's command, which has its hosts from the resource manager: here from a file."""
+    (command,) = documented("measure.md", "mpirun")
+    hosts = tmp_path / "hosts"
+    hosts.write_text("node-a\nnode-b\n")
+    told = {"PATH": with_wirelore(tmp_path / "bin"), "OMPI_MCA_orte_default_hostfile": str(hosts)}
+    at = settings("measure", port=str(free_port()))
+    run_together(
+        [typed(command.at("10.0.0.1", "127.0.0.1"))], reaching(tmp_path, **told, **at, **SETTINGS), cwd=tmp_path
+    )
+    assert_same_survey(figures(tmp_path / "survey.json"), static_figures)

@@ -15,8 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from docs_commands import documented, with_wirelore
 from lab import Lab, missing
-from started import MEASURE, ROOT, START_S, Figures, assert_same_survey, clean_environment, figures, run_together, tool
+from started import (
+    ROOT,
+    SETTINGS,
+    START_S,
+    Figures,
+    assert_same_survey,
+    clean_environment,
+    figures,
+    run_together,
+    tool,
+    typed,
+)
 
 from probe.bench.ray_nodes import RayNode, _endings, _free_port, choose_nodes
 from probe.errors import MeasureError, UsageError
@@ -224,11 +236,11 @@ def test_a_node_that_fails_is_named_with_its_own_words(cluster: Cluster) -> None
 def test_ray_measures_what_a_static_rendezvous_measures(
     cluster: Cluster, static_figures: Figures, tmp_path: Path
 ) -> None:
-    survey = tmp_path / "survey.json"
+    (measure,) = documented("measure.md", "wirelore measure --ray")
     head = cluster.lab.nodes[0]
-    environ = {**cluster.environ, "RAY_ADDRESS": f"{head.address}:6379"}
-    run_together([head.inside(*MEASURE, "--ray", "-o", str(survey))], environ)
-    assert_same_survey(figures(survey), static_figures)
+    told = {"RAY_ADDRESS": f"{head.address}:6379", "PATH": with_wirelore(tmp_path / "bin")}
+    run_together([head.inside(*typed(measure))], {**cluster.environ, **told, **SETTINGS}, cwd=tmp_path)
+    assert_same_survey(figures(tmp_path / "survey.json"), static_figures)
 
 
 @pytest.mark.long

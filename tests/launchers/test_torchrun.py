@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from docs_commands import documented, with_wirelore
 from ports import free_port
 from started import (
-    MEASURE,
+    SETTINGS,
     TELL,
     Figures,
     assert_same_survey,
@@ -18,6 +19,7 @@ from started import (
     run_together,
     told,
     tool,
+    typed,
 )
 
 TORCHRUN = tool("torchrun")
@@ -52,7 +54,10 @@ def test_the_nodes_meet_wherever_a_dynamic_rendezvous_put_the_store() -> None:
 
 
 def test_torchrun_measures_what_a_static_rendezvous_measures(static_figures: Figures, tmp_path: Path) -> None:
-    survey = tmp_path / "survey.json"
-    words = ["--master-addr", "127.0.0.1", "--master-port", str(free_port()), "--nproc-per-node", "1"]
-    run_together(agents(*words, command=[*MEASURE, "-o", str(survey)]), clean_environment())
-    assert_same_survey(figures(survey), static_figures)
+    """By the page's command on node 0, and by its like on node 1."""
+    (command,) = documented("measure.md", "torchrun")
+    first = command.at("10.0.0.1", "127.0.0.1")
+    told = {"PATH": with_wirelore(tmp_path / "bin"), "PET_MASTER_PORT": str(free_port())}
+    both = [typed(first), typed(first.at("--node-rank 0", "--node-rank 1"))]
+    run_together(both, clean_environment(**told, **SETTINGS), cwd=tmp_path)
+    assert_same_survey(figures(tmp_path / "survey.json"), static_figures)
