@@ -213,6 +213,22 @@ def test_what_the_topology_needs_is_asked_for() -> None:
     assert engine_of(nodes)["securityContext"]["capabilities"]["add"] == ["IPC_LOCK"]
 
 
+@pytest.mark.parametrize("kind", [None, "kserve"])
+def test_members_of_an_nvlink_domain_are_put_where_it_reaches(kind: str | None) -> None:
+    """The claim alone is granted in any rack, and what is no member has no claim."""
+    documents = [d for texts in manifests(decided_case("nvlink-domain"), kind).values() for d in texts]
+    members = [pod for pod in pods(documents) if "resourceClaims" in pod]
+    assert members
+    for pod in members:
+        (near,) = pod["affinity"]["podAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+        term = near["podAffinityTerm"]
+        assert term["topologyKey"] == "nvidia.com/gpu.clique"
+        assert term["labelSelector"]["matchLabels"]["app.kubernetes.io/name"] == "deepseek-v3"
+        assert term["matchLabelKeys"] == ["leaderworkerset.sigs.k8s.io/group-index"], "each group by itself"
+    others = [pod for case in ("nodes", "pairs") for d in manifests(decided_case(case)).values() for pod in pods(d)]
+    assert not any("affinity" in pod for pod in others)
+
+
 def test_nics_near_the_gpus_ask_for_rdma_unless_told_not_to() -> None:
     decided = decided_case("nodes")
     known = replace(decided, sites=tuple(Site(nics=("mlx5_0", "mlx5_1")) for _ in decided.hostnames))

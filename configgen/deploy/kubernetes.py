@@ -162,7 +162,7 @@ def _job_spec(service: Service, wishes: Wishes, words: list[str]) -> Data:
         **pod_basics(wishes),
         "restartPolicy": "Never",
         "containers": [container],
-        **claims(service, f"{service.name}-probe"),
+        **claims(service, f"{service.name}-probe", "probe"),
         "volumes": [
             shared_memory(service),
             {"name": "cache", "emptyDir": {}},

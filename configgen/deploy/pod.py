@@ -14,6 +14,10 @@ Data = dict[str, Any]
 PLAN, CACHE, MEASURED = "/plan", "/cache", "/measured"
 USER = 1000
 CLAIM = "nvlink-domain"
+CLIQUE = "nvidia.com/gpu.clique"
+"""A node's label: equal on nodes that reach each other over NVLink. ComputeDomains need it themselves."""
+GROUP = "leaderworkerset.sigs.k8s.io/group-index"
+"""The controller's label of each pod; pods without it are told apart by their names alone."""
 
 
 def pod_spec(service: Service, wishes: Wishes, *, serves: bool = True) -> Data:
@@ -158,11 +162,26 @@ def chosen(service: Service, component: str | None = None) -> Data:
     }
 
 
-def claims(service: Service, owner: str) -> Data:
-    """The pod's part in the NVLink domain of `owner`, where the plan counts on one."""
+def claims(service: Service, owner: str, component: str | None = None) -> Data:
+    """The pod's part in the NVLink domain of `owner`, where the plan counts on one.
+
+    A ComputeDomain alone lets the scheduler spread a group over racks (kubernetes-sigs/dra-driver-nvidia-gpu#804).
+    """
     if not service.nvlink_domain:
         return {}
-    return {"resourceClaims": [{"name": CLAIM, "resourceClaimTemplateName": f"{owner}-{CLAIM}"}]}
+    near = {
+        "labelSelector": {"matchLabels": chosen(service, component)},
+        Said("matchLabelKeys", "Each group by itself; two may be in two domains."): [GROUP],
+        "topologyKey": CLIQUE,
+    }
+    why = "NVLink ends at a rack's domain. Required, a group would wait for ever where its first pods fill one up."
+    affinity = {
+        "podAffinity": {
+            Said("preferredDuringSchedulingIgnoredDuringExecution", why): [{"weight": 100, "podAffinityTerm": near}]
+        }
+    }
+    claimed = [{"name": CLAIM, "resourceClaimTemplateName": f"{owner}-{CLAIM}"}]
+    return {"affinity": affinity, "resourceClaims": claimed}
 
 
 def shared_memory(service: Service) -> Data:
