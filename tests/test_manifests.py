@@ -116,6 +116,13 @@ def test_each_group_of_pods_may_start_one_replica_and_a_job_all(case: str) -> No
     assert f" --replicas {len(decided.replicas)} " in text
 
 
+def test_a_rollout_waits_as_long_as_an_engine_may_load() -> None:
+    """Kubernetes' own ten minutes would call it failed, and with it whoever waits for the rollout, while it loads."""
+    spec = manifests(decided_case("pairs"))["deployment.yaml"][0]["spec"]
+    startup = engine_of({"spec": spec})["startupProbe"]
+    assert spec["progressDeadlineSeconds"] > startup["periodSeconds"] * startup["failureThreshold"] >= 3600
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_written_is_what_the_command_takes(case: str) -> None:
     decided = decided_case(case)

@@ -13,6 +13,8 @@ Data = dict[str, Any]
 
 PLAN, CACHE, MEASURED = "/plan", "/cache", "/measured"
 USER = 1000
+PERIOD_S, LOADING_S = 10, 3600
+"""Between two questions whether the engine is well, and until its first yes."""
 CLAIM = "nvlink-domain"
 CLIQUE = "nvidia.com/gpu.clique"
 """A node's label: equal on nodes that reach each other over NVLink. ComputeDomains need it themselves."""
@@ -93,12 +95,12 @@ def container_security(service: Service, wishes: Wishes) -> Data:
 
 def serving(service: Service) -> Data:
     """Ports and probes of the container that answers requests."""
-    health = {"httpGet": {"path": "/health", "port": service.port, "scheme": "HTTP"}, "periodSeconds": 10}
+    health = {"httpGet": {"path": "/health", "port": service.port, "scheme": "HTTP"}, "periodSeconds": PERIOD_S}
     return {
         "ports": [{"name": "http", "containerPort": service.port}],
         Said("startupProbe", "Loading a model takes minutes: up to an hour before it counts as failed."): {
             **health,
-            "failureThreshold": 360,
+            "failureThreshold": LOADING_S // PERIOD_S,
         },
         "readinessProbe": {**health, "failureThreshold": 3},
         Said("livenessProbe", "An engine that answered once and is silent for five minutes is restarted."): {
