@@ -218,6 +218,8 @@ def test_what_the_topology_needs_is_asked_for() -> None:
     nodes = manifests(decided_case("nodes"), "lws", Wishes(rdma="rdma/hca=4"))["leaderworkerset.yaml"][0]
     assert engine_of(nodes)["resources"]["limits"]["rdma/hca"] == 4
     assert engine_of(nodes)["securityContext"]["capabilities"]["add"] == ["IPC_LOCK"]
+    page = (GOLDEN.parents[2] / "docs" / "kubernetes.md").read_text()
+    assert "`LimitMEMLOCK=infinity`" in page, "of a capability whoever is not root has nothing"
 
 
 @pytest.mark.parametrize("kind", [None, "kserve"])

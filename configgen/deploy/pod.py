@@ -82,7 +82,9 @@ def pod_basics(wishes: Wishes) -> Data:
 def container_security(service: Service, wishes: Wishes) -> Data:
     capabilities: Data = {"drop": ["ALL"]}
     if service.rdma is not None:
-        capabilities[Said("add", "RDMA pins memory; nothing more is needed for it.")] = ["IPC_LOCK"]
+        # Kubernetes has no ambient capabilities (kubernetes/kubernetes#56374): what is added stays with root.
+        why = "RDMA pins memory. This reaches root alone: any other user needs a runtime whose memlock is unlimited."
+        capabilities[Said("add", why)] = ["IPC_LOCK"]
     why = "A CDI hook of NVIDIA's toolkit writes into the root filesystem as the container starts."
     return {
         "allowPrivilegeEscalation": False,
