@@ -26,7 +26,7 @@ from cluster_plans import Manifest
 from manifest_faults import schema_faults
 
 KINDS = {
-    "v1": "Namespace Node Pod Service ServiceAccount",
+    "v1": "Namespace Node Pod Secret Service ServiceAccount",
     "apps/v1": "DaemonSet Deployment",
     "batch/v1": "Job",
     "rbac.authorization.k8s.io/v1": "ClusterRole ClusterRoleBinding",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 from docs_commands import ROOT, Command, documented, follow, program, run_in_bash
 
 pytest.importorskip("kubernetes_validate", reason="kubernetes-validate not installed: NO command of kubectl is tested")
@@ -84,6 +85,18 @@ def test_the_manifests_are_applied_and_the_pods_own_words_read(operator: Operato
     assert operator.runs(logs) == SAID
     assert "not found" in operator.refused(logs, "qwen3-32b", "qwen3")
     assert "is not valid for pod" in operator.refused(logs, "-c probe", "-c prob")
+
+
+def test_the_secret_has_the_key_that_the_pods_ask_for(operator: Operator) -> None:
+    (create,) = documented("kubernetes.md", "kubectl create secret")
+    token = operator.folder / ".cache" / "huggingface" / "token"
+    token.parent.mkdir(parents=True)
+    token.write_text("hf_planted")
+    operator.runs(create)
+    follow(PAGE, operator.folder)
+    asked = json.dumps(list(yaml.safe_load_all((operator.folder / "two" / "leaderworkerset.yaml").read_text())))
+    (name,) = set(re.findall(r'"secretKeyRef": {"name": "([^"]*)", "key": "token"}', asked))
+    assert list(operator.cluster.held["Secret", "default", name]["data"]) == ["token"]
 
 
 def test_a_port_leads_through_the_service_to_the_engines(operator: Operator) -> None:

@@ -225,6 +225,15 @@ def test_gpus_that_the_scheduler_hides_were_not_asked_for(tmp_path: Path, fake_m
     assert "this node has 4 GPUs, not 8" in refused.err
 
 
+def test_gpus_of_which_none_may_be_used_are_no_gpus(tmp_path: Path, fake_machine: FakeMachine) -> None:
+    """It is the node that lacks them, not the model that has no plan."""
+    here = fake_machine(l40s_8()) | {"CUDA_VISIBLE_DEVICES": ""}
+    refused = init("llama-3.1-8b", "--no-measure", "--folder", "plan", cwd=tmp_path, environ=here)
+    assert refused.code == 4
+    assert "no GPU of this machine can be used" in refused.err
+    assert not (tmp_path / "plan").exists()
+
+
 def test_other_processes_of_a_node_step_aside(tmp_path: Path) -> None:
     ended = init("qwen3-32b", "--folder", "plan", "--from", "machine:3090-4", cwd=tmp_path, environ={"LOCAL_RANK": "1"})
     assert ended.code == 0

@@ -116,6 +116,13 @@ def test_each_group_of_pods_may_start_one_replica_and_a_job_all(case: str) -> No
     assert f" --replicas {len(decided.replicas)} " in text
 
 
+def test_a_rollout_waits_as_long_as_an_engine_may_load() -> None:
+    """Kubernetes' own ten minutes would call it failed, and with it whoever waits for the rollout, while it loads."""
+    spec = manifests(decided_case("pairs"))["deployment.yaml"][0]["spec"]
+    startup = engine_of({"spec": spec})["startupProbe"]
+    assert spec["progressDeadlineSeconds"] > startup["periodSeconds"] * startup["failureThreshold"] >= 3600
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_written_is_what_the_command_takes(case: str) -> None:
     decided = decided_case(case)
@@ -211,6 +218,24 @@ def test_what_the_topology_needs_is_asked_for() -> None:
     nodes = manifests(decided_case("nodes"), "lws", Wishes(rdma="rdma/hca=4"))["leaderworkerset.yaml"][0]
     assert engine_of(nodes)["resources"]["limits"]["rdma/hca"] == 4
     assert engine_of(nodes)["securityContext"]["capabilities"]["add"] == ["IPC_LOCK"]
+    page = (GOLDEN.parents[2] / "docs" / "kubernetes.md").read_text()
+    assert "`LimitMEMLOCK=infinity`" in page, "of a capability whoever is not root has nothing"
+
+
+@pytest.mark.parametrize("kind", [None, "kserve"])
+def test_members_of_an_nvlink_domain_are_put_where_it_reaches(kind: str | None) -> None:
+    """The claim alone is granted in any rack, and what is no member has no claim."""
+    documents = [d for texts in manifests(decided_case("nvlink-domain"), kind).values() for d in texts]
+    members = [pod for pod in pods(documents) if "resourceClaims" in pod]
+    assert members
+    for pod in members:
+        (near,) = pod["affinity"]["podAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+        term = near["podAffinityTerm"]
+        assert term["topologyKey"] == "nvidia.com/gpu.clique"
+        assert term["labelSelector"]["matchLabels"]["app.kubernetes.io/name"] == "deepseek-v3"
+        assert term["matchLabelKeys"] == ["leaderworkerset.sigs.k8s.io/group-index"], "each group by itself"
+    others = [pod for case in ("nodes", "pairs") for d in manifests(decided_case(case)).values() for pod in pods(d)]
+    assert not any("affinity" in pod for pod in others)
 
 
 def test_nics_near_the_gpus_ask_for_rdma_unless_told_not_to() -> None:

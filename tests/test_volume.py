@@ -93,6 +93,30 @@ def test_a_command_that_is_killed_keeps_nobody_out(tmp_path: Path) -> None:
     is_one_plan(tmp_path / "0")
 
 
+DIES = """
+import os
+go_on = os.{what}
+def die(*paths, **more):
+    if str(paths[-1]).endswith({last!r}):
+        os.kill(os.getpid(), 9)
+    return go_on(*paths, **more)
+os.{what} = die
+"""
+
+
+@pytest.mark.parametrize(("former", "then"), [("trtllm", "vllm"), ("vllm", "trtllm")])
+@pytest.mark.parametrize(("what", "last"), [("replace", "/0/facts.json"), ("rmdir", "/.pending")])
+def test_what_a_killed_command_left_is_gone_after_the_next(
+    tmp_path: Path, former: str, then: str, what: str, last: str
+) -> None:
+    """TensorRT-LLM's plan has a file more, and who is killed on the way to or from it has it half in its place."""
+    group = Group(tmp_path, 1, model="llama-3.1-8b")
+    assert group.run(0, "--engine", former).code == 0
+    assert group.run(0, "--engine", then, before=DIES.format(what=what, last=last)).code == -9
+    assert group.run(0, "--engine", "vllm").code == 0
+    is_one_plan(tmp_path / "0")
+
+
 def test_a_folder_that_went_while_it_was_waited_for_is_made_anew(tmp_path: Path) -> None:
     group = Group(tmp_path, 1, model="llama-3.1-405b")
     first = group.start(0, before=holding(tmp_path, module="init", owner="Member", what="decide"))

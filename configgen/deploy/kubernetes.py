@@ -7,6 +7,7 @@ from collections.abc import Callable
 from configgen.deploy.blocks import Said, yaml_documents
 from configgen.deploy.pod import (
     CACHE,
+    LOADING_S,
     Data,
     chosen,
     claims,
@@ -71,6 +72,9 @@ def deployment(service: Service, wishes: Wishes) -> list[Data]:
             "type": "RollingUpdate",
             "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1},
         },
+        Said("progressDeadlineSeconds", "Longer than an engine may load: else the rollout counts as failed before."): (
+            LOADING_S + 300
+        ),
         "template": _template(service, "server", pod_spec(service, wishes)),
     }
     pods = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata(service, wishes), "spec": spec}
@@ -162,7 +166,7 @@ def _job_spec(service: Service, wishes: Wishes, words: list[str]) -> Data:
         **pod_basics(wishes),
         "restartPolicy": "Never",
         "containers": [container],
-        **claims(service, f"{service.name}-probe"),
+        **claims(service, f"{service.name}-probe", "probe"),
         "volumes": [
             shared_memory(service),
             {"name": "cache", "emptyDir": {}},

@@ -9,6 +9,7 @@ from configgen.deploy.config import flag_settings
 from configgen.deploy.pod import (
     CLAIM,
     Data,
+    claims,
     compute_domain,
     container_security,
     devices,
@@ -86,7 +87,7 @@ def ray_service(service: Service, plan: Plan, launch: Launch, wishes: Wishes) ->
     worker = {
         **pod,
         "containers": [{"name": "ray-worker", **common, "resources": devices(service, wishes)}],
-        **({k: v for k, v in spec.items() if k == "resourceClaims"}),
+        **claims(service, service.name),
     }
     group = {
         "groupName": "gpus",

@@ -13,7 +13,13 @@ Data = dict[str, Any]
 
 PLAN, CACHE, MEASURED = "/plan", "/cache", "/measured"
 USER = 1000
+PERIOD_S, LOADING_S = 10, 3600
+"""Between two questions whether the engine is well, and until its first yes."""
 CLAIM = "nvlink-domain"
+CLIQUE = "nvidia.com/gpu.clique"
+"""A node's label: equal on nodes that reach each other over NVLink. ComputeDomains need it themselves."""
+GROUP = "leaderworkerset.sigs.k8s.io/group-index"
+"""The controller's label of each pod; pods without it are told apart by their names alone."""
 
 
 def pod_spec(service: Service, wishes: Wishes, *, serves: bool = True) -> Data:
@@ -76,7 +82,9 @@ def pod_basics(wishes: Wishes) -> Data:
 def container_security(service: Service, wishes: Wishes) -> Data:
     capabilities: Data = {"drop": ["ALL"]}
     if service.rdma is not None:
-        capabilities[Said("add", "RDMA pins memory; nothing more is needed for it.")] = ["IPC_LOCK"]
+        # Kubernetes has no ambient capabilities (kubernetes/kubernetes#56374): what is added stays with root.
+        why = "RDMA pins memory. This reaches root alone: any other user needs a runtime whose memlock is unlimited."
+        capabilities[Said("add", why)] = ["IPC_LOCK"]
     why = "A CDI hook of NVIDIA's toolkit writes into the root filesystem as the container starts."
     return {
         "allowPrivilegeEscalation": False,
@@ -89,12 +97,12 @@ def container_security(service: Service, wishes: Wishes) -> Data:
 
 def serving(service: Service) -> Data:
     """Ports and probes of the container that answers requests."""
-    health = {"httpGet": {"path": "/health", "port": service.port, "scheme": "HTTP"}, "periodSeconds": 10}
+    health = {"httpGet": {"path": "/health", "port": service.port, "scheme": "HTTP"}, "periodSeconds": PERIOD_S}
     return {
         "ports": [{"name": "http", "containerPort": service.port}],
         Said("startupProbe", "Loading a model takes minutes: up to an hour before it counts as failed."): {
             **health,
-            "failureThreshold": 360,
+            "failureThreshold": LOADING_S // PERIOD_S,
         },
         "readinessProbe": {**health, "failureThreshold": 3},
         Said("livenessProbe", "An engine that answered once and is silent for five minutes is restarted."): {
@@ -158,11 +166,26 @@ def chosen(service: Service, component: str | None = None) -> Data:
     }
 
 
-def claims(service: Service, owner: str) -> Data:
-    """The pod's part in the NVLink domain of `owner`, where the plan counts on one."""
+def claims(service: Service, owner: str, component: str | None = None) -> Data:
+    """The pod's part in the NVLink domain of `owner`, where the plan counts on one.
+
+    A ComputeDomain alone lets the scheduler spread a group over racks (kubernetes-sigs/dra-driver-nvidia-gpu#804).
+    """
     if not service.nvlink_domain:
         return {}
-    return {"resourceClaims": [{"name": CLAIM, "resourceClaimTemplateName": f"{owner}-{CLAIM}"}]}
+    near = {
+        "labelSelector": {"matchLabels": chosen(service, component)},
+        Said("matchLabelKeys", "Each group by itself; two may be in two domains."): [GROUP],
+        "topologyKey": CLIQUE,
+    }
+    why = "NVLink ends at a rack's domain. Required, a group would wait for ever where its first pods fill one up."
+    affinity = {
+        "podAffinity": {
+            Said("preferredDuringSchedulingIgnoredDuringExecution", why): [{"weight": 100, "podAffinityTerm": near}]
+        }
+    }
+    claimed = [{"name": CLAIM, "resourceClaimTemplateName": f"{owner}-{CLAIM}"}]
+    return {"affinity": affinity, "resourceClaims": claimed}
 
 
 def shared_memory(service: Service) -> Data:

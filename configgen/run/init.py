@@ -165,6 +165,9 @@ class Member:
     def decide(self, roll: Roll, addresses: tuple[str, ...]) -> Proposal:
         survey = self._surveyed(roll)
         survey = replace(survey, topology=with_assumed_memory(survey.topology))
+        if not any(gpu.is_usable for node in survey.topology.nodes for gpu in node.gpus):
+            what, cure = "no GPU of this machine can be used", "See `wirelore probe` for the state of each GPU."
+            raise NoGpuError(what if self.standing.nodes == 1 else "no GPU of the group can be used", cure=cure)
         r = self.request
         decided = plan_for_group(survey, r.model, r.workload, r.traits, r.limits)
         faults = (*self._too_few(survey.topology), *([self._cut] if self._cut else []))

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -127,7 +127,10 @@ class Volume:
 
     def stage(self, files: dict[str, bytes]) -> None:
         """All that differs from what is there. Raises UsageError where there is no room or no right to write."""
+        strays = self._strays() - files.keys()
         self.discard()
+        with contextlib.suppress(OSError):
+            self._remove(strays)
         changed = {name: data for name, data in files.items() if not _holds(self.folder / name, data, _mode(name))}
         if not changed:
             return
@@ -157,11 +160,10 @@ class Volume:
         try:
             names = sorted((path.name for path in self._pending.iterdir()), key=lambda name: name == RECORD)
             for name in names:
+                if name == RECORD:  # last of all: who is killed before leaves a list of what is to be removed
+                    self._remove(_files(former) - _files(record))
                 (self._pending / name).replace(self.folder / name)
             self._pending.rmdir()
-            for name in sorted(set(former.files if former else ()) - set(record.files if record else ())):
-                if record is not None and Path(name).name == name:
-                    (self.folder / name).unlink(missing_ok=True)
         except OSError as error:
             raise UsageError(
                 f"cannot write into {self.folder}: {error.strerror}", cure="Name another with --folder."
@@ -172,6 +174,21 @@ class Volume:
             for path in self._pending.iterdir():
                 path.unlink()
             self._pending.rmdir()
+
+    def _strays(self) -> set[str]:
+        """Files of a plan that never counted: its command was killed while it published."""
+        half = _files(self.pending())
+        staged = {path.name for path in self._pending.iterdir()} if half else set()
+        return half - staged - _files(self.record())
+
+    def _remove(self, names: Iterable[str]) -> None:
+        for name in names:
+            (self.folder / name).unlink(missing_ok=True)
+
+
+def _files(record: Record | None) -> set[str]:
+    """Plain names alone: what stands in a record may have been put there by somebody else."""
+    return {name for name in (record.files if record else ()) if Path(name).name == name}
 
 
 def _take_away_empty(folders: Sequence[Path]) -> None:
