@@ -29,8 +29,8 @@ test: setup
 	$(BIN)/pytest -q -n 2 --dist loadfile \
 	  -m 'not long and not soak and not conformance and not e2e and not browser and not containers'
 
-# What starts daemons or takes long: Slurm, Ray, Prometheus, links that are cut, a minute of the agent. What cannot be
-# installed is skipped, aloud.
+# What starts daemons or takes long: Slurm, Ray, Prometheus, links that are cut. What cannot be installed is skipped,
+# aloud.
 test-long: setup
 	-scripts/install-system-packages lab mpi slurm prometheus fake-nvml
 	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray,manifests]'

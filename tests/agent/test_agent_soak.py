@@ -111,7 +111,6 @@ def figures(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
     return show
 
 
-@pytest.mark.long
 def test_a_minute_of_change(tmp_path: Path, fake_nvml: Path, figures: Callable[[str], None]) -> None:
     soak(tmp_path, fake_nvml, 60.0, figures)
 
