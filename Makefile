@@ -85,19 +85,20 @@ check: setup
 # The long ones: everything above, the real engines, the recorded machines, and the timings.
 check-all: check test test-long soak conformance e2e browser container-test bench
 
+# All of them, also where one misses its bar; then it says which.
 bench: setup
-	$(BIN)/python benchmarks/corpus.py --index ../shared/topologies/index.jsonl
-	$(BIN)/python benchmarks/speed.py
-	[ ! -d ../shared/topologies ] || $(BIN)/python benchmarks/speed.py --files ../shared/topologies
-	$(BIN)/python benchmarks/fuzz.py
-	[ ! -d ../shared/truth ] || $(BIN)/python benchmarks/collectives.py --table ../shared/truth/collectives.csv
-	[ ! -d ../shared/truth ] || $(BIN)/python benchmarks/prediction.py --silicon ../shared/truth/silicon.csv
-	[ ! -d ../shared/truth ] || $(BIN)/python benchmarks/regret.py --decisions ../shared/truth/decisions.csv --silicon ../shared/truth/silicon.csv
-	$(BIN)/python benchmarks/measure_cost.py
-	$(BIN)/python benchmarks/agent_cost.py
-	$(BIN)/python benchmarks/fidelity.py
-	$(BIN)/python benchmarks/honesty.py
-	$(BIN)/python benchmarks/gpu_check.py
+	@missed=; bench() { echo "benchmarks/$$*"; $(BIN)/python benchmarks/$$* || missed="$$missed $$1"; }; \
+	  bench corpus.py --index ../shared/topologies/index.jsonl; \
+	  bench speed.py; \
+	  [ ! -d ../shared/topologies ] || bench speed.py --files ../shared/topologies; \
+	  bench fuzz.py; \
+	  if [ -d ../shared/truth ]; then \
+	    bench collectives.py --table ../shared/truth/collectives.csv; \
+	    bench prediction.py --silicon ../shared/truth/silicon.csv; \
+	    bench regret.py --decisions ../shared/truth/decisions.csv --silicon ../shared/truth/silicon.csv; \
+	  fi; \
+	  for name in measure_cost agent_cost fidelity honesty gpu_check; do bench $$name.py; done; \
+	  [ -z "$$missed" ] || { echo "not reached:$$missed" >&2; exit 1; }
 
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
