@@ -3,7 +3,8 @@ everywhere the part of them that we write, around Kubernetes' own schema of a po
 
 Both with unknown keys forbidden. Our part was compared key by key (types, enums, bounds, required keys, CEL rules) with
 the CRDs at the very commits that `scripts/setup-crds` names: kubernetes-sigs/lws 17b781c, kubernetes-sigs/jobset
-0a2be5c, kserve/kserve 01b1241, ray-project/kuberay 02a80a6, NVIDIA/k8s-dra-driver-gpu 5a0112c. What KServe's webhook
+0a2be5c, kserve/kserve 01b1241, ray-project/kuberay 02a80a6 (but for what its headGroupSpec requires),
+NVIDIA/k8s-dra-driver-gpu 5a0112c. What KServe's webhook
 refuses and its CRD does not is in its pkg/apis/serving/v1alpha2/llm_inference_service_validation.go at 00bd5d0; llm-d's
 values are those of llm-d-incubation/llm-d-modelservice. What we always write is required here, also where the project
 has a default.
