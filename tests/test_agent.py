@@ -125,11 +125,11 @@ def test_devices_that_come_and_go_are_signs_and_terminals_are_not(tmp_path: Path
 def test_nothing_is_asked_of_a_driver_that_holds_an_earlier_reader() -> None:
     """In a process of its own, for the look collects every child that there is."""
     code = """
-import subprocess, sys
+import os, subprocess
 from configgen.run.look import look, require_nothing_stuck
-from probe.errors import NoGpuError
 require_nothing_stuck()
 ended = subprocess.Popen(["true"])
+os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # so that it is there to be collected, however busy it is here
 stuck = subprocess.Popen(["sleep", "60"])
 print(look().failure)
 stuck.kill()
